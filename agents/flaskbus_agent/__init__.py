@@ -1,0 +1,1 @@
+"""The agent: wraps WSGI apps, takes requests from the bus and pushes the replies."""

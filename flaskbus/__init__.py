@@ -1,0 +1,1 @@
+"""Many WSGI apps behind one port: HTTP requests wait in Redis, and agents pull them."""

@@ -1,0 +1,153 @@
+"""Every error that flaskbus makes, as one tree.
+
+Two branches, because two kinds of people read them. A :class:`BusError` answers an HTTP client: it
+knows its status, and whether the app can have run. An :class:`OperatorError` answers the person at
+the keyboard: it knows the exit code of the command, and says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Executed = Literal["no", "unknown"]
+"""Whether the app ran: surely not, or nobody can tell. ``"no"`` is a promise and never false."""
+
+Fault = Literal["client", "app", "bus", "broker"]
+
+
+class FlaskbusError(Exception):
+    """Root of the tree."""
+
+
+class BusError(FlaskbusError):
+    """An exchange that the bus itself ends, answered as ``application/problem+json`` (RFC 9457).
+
+    ``retry_after`` is in seconds, and becomes the ``Retry-After`` header.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error of the bus"
+    fault: ClassVar[Fault] = "bus"
+    executed: Executed = "no"
+
+    def __init__(self, detail: str, *, retry_after: int | None = None, executed: Executed | None = None):
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+        if executed is not None:
+            self.executed = executed
+
+    def problem(self, request_id: str | None = None) -> dict[str, object]:
+        """The members of the problem document."""
+        document: dict[str, object] = {
+            "type": f"urn:flaskbus:error:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "executed": self.executed,
+            "fault": self.fault,
+        }
+        if request_id:
+            document["request_id"] = request_id
+        return document
+
+
+class AmbiguousTarget(BusError):
+    """The request target has two readings that lead to two mounts, or none at all."""
+
+    status, code, title, fault = 400, "ambiguous-target", "Ambiguous request target", "client"
+
+
+class InvalidRequest(BusError):
+    """The request breaks a rule of HTTP that the server in front did not enforce."""
+
+    status, code, title, fault = 400, "invalid-request", "Invalid request", "client"
+
+
+class UnknownMount(BusError):
+    status, code, title, fault = 404, "unknown-mount", "Nothing is mounted here", "client"
+
+
+class BodyTimeout(BusError):
+    status, code, title, fault = 408, "body-timeout", "The request body did not arrive in time", "client"
+
+
+class BodyTooLarge(BusError):
+    status, code, title, fault = 413, "body-too-large", "Request body too large", "client"
+
+
+class UnsupportedUpgrade(BusError):
+    status, code, title, fault = 501, "unsupported-upgrade", "Protocol not supported", "client"
+
+
+class QueueFull(BusError):
+    status, code, title = 503, "queue-full", "Too many requests are waiting"
+
+
+class NoAgent(BusError):
+    """Held for as long as allowed, and no agent took it."""
+
+    status, code, title, fault = 503, "no-agent", "No agent is serving this mount", "app"
+
+
+class DeadlineBeforeStart(BusError):
+    """Agents are there, but none was free in time."""
+
+    status, code, title, fault = 503, "not-started", "The request was not started in time", "app"
+
+
+class BrokerUnavailable(BusError):
+    status, code, title, fault = 503, "broker-unavailable", "The broker cannot be reached", "broker"
+
+
+class BrokerFull(BusError):
+    status, code, title, fault = 503, "broker-full", "The broker is out of memory", "broker"
+
+
+class ShuttingDown(BusError):
+    status, code, title = 503, "shutting-down", "The gateway is shutting down"
+
+
+class AgentLost(BusError):
+    """The agent that held the request is gone, or its frames make no sense."""
+
+    status, code, title, fault = 502, "agent-lost", "The agent was lost while it held the request", "app"
+    executed: Executed = "unknown"
+
+
+class DeadlineAfterDelivery(BusError):
+    status, code, title, fault = 504, "deadline", "The app did not answer in time", "app"
+    executed: Executed = "unknown"
+
+
+class WireError(FlaskbusError):
+    """Bytes on the broker that are not ours, too large, or of a version that we cannot read."""
+
+
+class OperatorError(FlaskbusError):
+    """Something that the person at the keyboard can mend; shown as one line, without a traceback."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class UsageError(OperatorError):
+    """A flag, a setting or a prefix that makes no sense."""
+
+    exit_code = 2
+
+
+class StartError(OperatorError):
+    """The process could not start: the broker is away or unfit, the port or the mount is taken."""
+
+    exit_code = 3
+
+
+class MountTaken(StartError):
+    """Another app owns the mount."""
+
+
+class AppImportError(OperatorError):
+    """``MODULE:APP`` does not lead to a WSGI callable."""
+
+    exit_code = 4

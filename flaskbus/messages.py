@@ -1,0 +1,100 @@
+"""What travels on the bus, as plain data.
+
+A request goes out as one entry of its mount's stream. What comes back on the reply list is a
+sequence of frames: either one :class:`Reply`, or :class:`Head`, any number of :class:`Chunk`, and
+:class:`End`; :class:`Failure` may come in the place of any of them and is always the last.
+Every frame carries ``(attempt, seq)``: the bus's own count of runs, and its place in that run from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Name and value pairs in the order of the wire; names in lower case on requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request on its way to an agent.
+
+    ``target`` is origin-form as the client sent it (percent-encoded path, ``?``, query).
+    ``script_name`` is the part of it that the mount took, percent-encoded, with no final slash.
+    ``ttl`` is the time in milliseconds that the gateway will wait for the reply's head.
+    """
+
+    id: str
+    method: str
+    target: str
+    gateway: str
+    ttl: int
+    script_name: str = ""
+    scheme: str = "http"
+    http_version: str = "1.1"
+    client: tuple[str, int] = ("", 0)
+    server: tuple[str, int] = ("", 0)
+    headers: Headers = ()
+    body: bytes = b""
+    traceparent: str = ""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Status and headers; ``agent`` is the process that rings when it wants credit or a cancel."""
+
+    attempt: int
+    seq: int
+    status: int
+    headers: Headers
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    attempt: int
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    attempt: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The run ended without a whole response; ``code`` is a :class:`~flaskbus.errors.BusError` code."""
+
+    attempt: int
+    seq: int
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole response in one frame."""
+
+    attempt: int
+    seq: int
+    status: int
+    headers: Headers
+    body: bytes
+
+
+Frame: TypeAlias = Head | Chunk | End | Failure | Reply
+FINAL_FRAMES = (End, Failure, Reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """What one doorbell message says: these exchanges have something new.
+
+    ``frames`` may carry the complete reply of the one exchange that is named, as it lies on the list.
+    """
+
+    ids: tuple[str, ...]
+    frame: bytes | None = field(default=None, repr=False)

@@ -1,0 +1,22 @@
+-- claim: an agent registers on its mount, and renews that with every heartbeat.
+--
+-- KEYS  1 owner hash   2 agents hash   3 request stream
+-- ARGV  1 app name   2 '1' to take the mount over   3 mount TTL in ms   4 group   5 agent id   6 its record
+--
+-- outcome             when                                        what was done
+-- claimed             nobody owned the mount, or it was replaced  owner and record written, TTL set
+-- renewed             the app owns it already                     record written, TTL renewed
+-- taken, app name     another app owns it                         nothing
+--
+-- The group is created only together with its stream. Where a stream has lost its group, entries may lie in
+-- it that already ran: only a gateway may mend that (it answers them first).
+local owner = redis.call('HGET', KEYS[1], 'name')
+if owner and owner ~= ARGV[1] and ARGV[2] ~= '1' then return {'taken', owner} end
+if owner ~= ARGV[1] then redis.call('HSET', KEYS[1], 'name', ARGV[1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])
+if redis.call('EXISTS', KEYS[3]) == 0 then
+  redis.call('XGROUP', 'CREATE', KEYS[3], ARGV[4], '0', 'MKSTREAM')
+end
+if owner == ARGV[1] then return {'renewed', owner} end
+return {'claimed', ARGV[1]}

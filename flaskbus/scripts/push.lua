@@ -1,0 +1,24 @@
+-- push: an agent sends frames of a request that goes on; the first of them is its head.
+--
+-- KEYS  1 request stream   2 reply list
+-- ARGV  1 group   2 entry id   3 consumer   4 list TTL in ms   5 doorbell channel   6 request id   7… frames
+--
+-- outcome    when                                          what was done
+-- a number   the entry is pending and mine                 frames pushed, bell rung; the list's length now
+-- lost       the entry is pending and another's            nothing
+-- finished   the entry is not pending (withdrawn, ended)   nothing
+-- gone       the stream or its group does not exist        nothing
+--
+-- From the first head on, bytes may have reached the client: the entry stays pending, and whoever would run
+-- it again sees the reply list (or has already read it).
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if pending.err then
+  if string.find(pending.err, 'NOGROUP', 1, true) then return 'gone' end
+  return pending
+end
+if #pending == 0 then return 'finished' end
+if pending[1][2] ~= ARGV[3] then return 'lost' end
+local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return length

@@ -1,0 +1,225 @@
+"""Messages <-> stream fields and list elements.
+
+A stream entry holds plain fields first, for a person with redis-cli (``id method target from ttl attempt``
+and, if there is one, ``traceparent``), then ``head`` and ``body`` in msgpack. A frame is one msgpack array,
+``[version, kind, attempt, seq, …]``. Headers are flat: name, value, name, value.
+
+A decoder reads its own version and the one before. It never sees more than ``max_size`` bytes, allows
+no extension types and no maps, and raises :class:`~flaskbus.errors.WireError` for whatever is not of the
+fixed shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from flaskbus.errors import WireError
+from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request, Ring
+
+VERSION = 1
+OLDEST_READABLE = 1
+
+HEAD, CHUNK, END, FAILURE, REPLY = 1, 2, 3, 4, 5
+
+MAX_HEAD = 1 << 20
+"""Largest ``head`` field in bytes; servers refuse such headers long before."""
+
+MAX_CHUNK = 64 * 1024
+"""Largest payload of a :class:`~flaskbus.messages.Chunk` in bytes."""
+
+MAX_RING_FRAME = 16 * 1024
+"""Largest frame in bytes that a doorbell carries beside ringing."""
+
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+
+
+def _unpack(data: bytes, max_size: int) -> Any:
+    size = len(data)
+    if size > max_size:
+        raise WireError(f"{size} bytes where at most {max_size} are allowed")
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise WireError(f"not msgpack of ours: {error}") from None
+
+
+def _array(data: bytes, max_size: int, what: str) -> list[Any]:
+    value = _unpack(data, max_size)
+    if type(value) is not list or not value or type(value[0]) is not int:
+        raise WireError(f"{what} is not an array that begins with a version")
+    if not OLDEST_READABLE <= value[0] <= VERSION + 1:
+        raise WireError(f"{what} has wire version {value[0]}; this is version {VERSION}")
+    return value
+
+
+def _flatten(headers: Headers) -> list[bytes]:
+    return [part for pair in headers for part in pair]
+
+
+def _pair(flat: Any) -> Headers:
+    if type(flat) is not list or len(flat) % 2:
+        raise WireError("headers are not name-value pairs")
+    for part in flat:
+        if type(part) is not bytes:
+            raise WireError("a header is not bytes")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _check(values: Sequence[Any], types: tuple[type, ...], what: str) -> None:
+    # A newer neighbour may append members; never fewer, and never other types.
+    if len(values) < len(types):
+        raise WireError(f"{what} has {len(values)} members, {len(types)} expected")
+    for value, expected in zip(values, types, strict=False):
+        if type(value) is not expected:
+            raise WireError(f"{what} holds {type(value).__name__} where {expected.__name__} belongs")
+
+
+# Requests
+
+
+def encode_request(request: Request) -> list[str | bytes | int]:
+    """The fields and values of the stream entry, in order, as XADD takes them."""
+    head = msgpack.packb(
+        [
+            VERSION,
+            request.scheme,
+            request.http_version,
+            request.client[0],
+            request.client[1],
+            request.server[0],
+            request.server[1],
+            request.script_name,
+            _flatten(request.headers),
+        ]
+    )
+    # fmt: off
+    fields: list[str | bytes | int] = [
+        "id", request.id, "method", request.method, "target", request.target, "from", request.gateway,
+        "ttl", request.ttl, "attempt", request.attempt,
+    ]
+    # fmt: on
+    if request.traceparent:
+        fields += ("traceparent", request.traceparent)
+    fields += ("head", head, "body", msgpack.packb(request.body))
+    return fields
+
+
+_HEAD_TYPES = (int, str, str, str, int, str, int, str, list)
+
+
+def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
+    """An entry's flat fields and values -> :class:`~flaskbus.messages.Request`; ``max_body`` in bytes."""
+    entry = dict(zip(fields[::2], fields[1::2], strict=False))
+    try:
+        head = _array(entry[b"head"], MAX_HEAD, "head")
+        _check(head, _HEAD_TYPES, "head")
+        body = _unpack(entry[b"body"], max_body + 16)
+        if type(body) is not bytes:
+            raise WireError("body is not bytes")
+        request_id = entry[b"id"].decode("ascii")
+        if not _ID.fullmatch(request_id):
+            raise WireError("id is not one of ours")
+        return Request(
+            id=request_id,
+            method=entry[b"method"].decode("ascii"),
+            target=entry[b"target"].decode("latin-1"),
+            gateway=entry[b"from"].decode("ascii"),
+            ttl=int(entry[b"ttl"]),
+            attempt=int(entry[b"attempt"]),
+            traceparent=entry.get(b"traceparent", b"").decode("latin-1"),
+            scheme=head[1],
+            http_version=head[2],
+            client=(head[3], head[4]),
+            server=(head[5], head[6]),
+            script_name=head[7],
+            headers=_pair(head[8]),
+            body=body,
+        )
+    except KeyError as error:
+        raise WireError(f"field {error.args[0].decode()} is missing") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        raise WireError(f"a plain field is not readable: {error}") from None
+
+
+def peek_id(fields: Sequence[bytes]) -> str | None:
+    """The id of an entry that may be otherwise unreadable, if it has one of ours."""
+    for name, value in zip(fields[::2], fields[1::2], strict=False):
+        if name == b"id":
+            text = value.decode("ascii", "replace")
+            return text if _ID.fullmatch(text) else None
+    return None
+
+
+# Frames
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """One list element."""
+    packed: bytes
+    if isinstance(frame, Reply):
+        packed = msgpack.packb(
+            [VERSION, REPLY, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.body]
+        )
+    elif isinstance(frame, Chunk):
+        packed = msgpack.packb([VERSION, CHUNK, frame.attempt, frame.seq, frame.data])
+    elif isinstance(frame, Head):
+        packed = msgpack.packb(
+            [VERSION, HEAD, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.agent]
+        )
+    elif isinstance(frame, End):
+        packed = msgpack.packb([VERSION, END, frame.attempt, frame.seq])
+    else:
+        packed = msgpack.packb([VERSION, FAILURE, frame.attempt, frame.seq, frame.code, frame.detail])
+    return packed
+
+
+_FRAME_TYPES: dict[int, tuple[type, ...]] = {
+    HEAD: (int, list, str),
+    CHUNK: (bytes,),
+    END: (),
+    FAILURE: (str, str),
+    REPLY: (int, list, bytes),
+}
+
+
+def decode_frame(data: bytes, *, max_size: int) -> Frame:
+    """One list element -> frame; ``max_size`` in bytes."""
+    members = _array(data, max_size, "frame")
+    _check(members, (int, int, int, int), "frame")
+    _, kind, attempt, seq, *rest = members
+    types = _FRAME_TYPES.get(kind)
+    if types is None:
+        raise WireError(f"frame of unknown kind {kind}")
+    _check(rest, types, "frame")
+    if kind == REPLY:
+        return Reply(attempt, seq, _status(rest[0]), _pair(rest[1]), rest[2])
+    if kind == CHUNK:
+        return Chunk(attempt, seq, rest[0])
+    if kind == HEAD:
+        return Head(attempt, seq, _status(rest[0]), _pair(rest[1]), rest[2])
+    if kind == END:
+        return End(attempt, seq)
+    return Failure(attempt, seq, rest[0], rest[1])
+
+
+def _status(status: int) -> int:
+    if not 200 <= status <= 599:
+        raise WireError(f"status {status} is not a final HTTP status")
+    return status
+
+
+# Doorbells
+
+
+def decode_ring(message: bytes) -> Ring:
+    """``id`` or ``id,id,…`` or ``id frame``, as the scripts publish it."""
+    ids, space, frame = message.partition(b" ")
+    try:
+        names = tuple(ids.decode("ascii").split(","))
+    except UnicodeDecodeError:
+        raise WireError("a doorbell message is not ours") from None
+    return Ring(names, frame if space else None)
