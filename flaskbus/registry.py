@@ -1,0 +1,158 @@
+"""Which mounts there are, who owns them, and which agents and gateways say that they live.
+
+Agents write here (through their supervisor), gateways and tools read. A record is JSON, so that a person
+can read it with ``redis-cli HGETALL``. Being listed is not being alive: an observer that stays connected
+knows that from the heartbeat counter (see :mod:`flaskbus_gateway.directory`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import redis
+
+from flaskbus.broker import run_script
+from flaskbus.errors import MountTaken, UsageError
+from flaskbus.keys import GROUP, Keys
+from flaskbus.routing import Mount
+
+State = Literal["starting", "ready", "stopping", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecord:
+    """One agent process on one mount.
+
+    ``beat`` counts heartbeats; ``at`` is the writer's wall clock in seconds, for people only.
+    ``key_fingerprint`` tells apart agents of one app that were given different secret keys.
+    """
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    supervisor: int = 0
+    version: str = ""
+    python: str = ""
+    code: str = ""
+    key_fingerprint: str = ""
+    threads: int = 0
+    busy: int = 0
+    beat: int = 0
+    state: State = "starting"
+    reason: str = ""
+    at: float = 0.0
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def load(cls, data: bytes | str) -> AgentRecord | None:
+        """``None`` for what is not such a record; members that a newer version added are left out."""
+        try:
+            members = json.loads(data)
+            if not isinstance(members, dict):
+                return None
+            return cls(**{name: members[name] for name in _MEMBERS if name in members})
+        except (ValueError, TypeError):
+            return None
+
+
+_MEMBERS = tuple(item.name for item in fields(AgentRecord))
+
+
+def parse_agents(flat: Mapping[bytes, bytes]) -> list[AgentRecord]:
+    """HGETALL of an agents hash -> its readable records, by id."""
+    records = (AgentRecord.load(value) for value in flat.values())
+    return sorted((record for record in records if record), key=lambda record: record.id)
+
+
+def mount_from_key(key: bytes | str) -> Mount | None:
+    """A member of the set of mounts -> mount; ``None`` for what was not written by us."""
+    try:
+        return Mount.from_key(key.decode() if isinstance(key, bytes) else key)
+    except (UsageError, UnicodeDecodeError):
+        return None
+
+
+class Registry:
+    """Reads and writes the registry through a redis-py client; raises redis-py's errors."""
+
+    def __init__(self, client: redis.Redis, keys: Keys):
+        self.client = client
+        self.keys = keys
+
+    def claim(
+        self, mount: Mount, record: AgentRecord, *, replace: bool = False, mount_ttl: float = 3600.0
+    ) -> None:
+        """Register an agent, or renew it: the heartbeat.
+
+        The first claim makes the mount known to every gateway. Raises
+        :class:`~flaskbus.errors.MountTaken` where an app of another name owns the mount.
+        """
+        keys = self.keys.of(mount.key)
+        outcome, owner = run_script(
+            self.client,
+            "claim",
+            [keys.owner, keys.agents, keys.requests],
+            [record.name, int(replace), int(mount_ttl * 1000), GROUP, record.id, record.dump()],
+        )
+        if outcome == b"taken":
+            raise MountTaken(
+                f"{mount.name} belongs to the app {owner.decode()!r}, not to {record.name!r}; "
+                "give this app another prefix, give both the same --name, or hand the mount over with --replace"
+            )
+        if outcome == b"claimed" or record.beat <= 1:
+            self.client.sadd(self.keys.mounts, mount.key)
+            self.client.publish(self.keys.news, mount.key)
+        elif record.beat % 16 == 0:
+            # What FLUSHALL or a failover forgot is known again soon.
+            self.client.sadd(self.keys.mounts, mount.key)
+
+    def announce(self, mount: Mount) -> None:
+        """Make gateways look at the mount now and not at their next round."""
+        self.client.publish(self.keys.news, mount.key)
+
+    def leave(self, mount: Mount, agent_id: str) -> int:
+        """Remove an agent; how many requests it still holds (0 to 1000)."""
+        keys = self.keys.of(mount.key)
+        _, pending = run_script(self.client, "leave", [keys.agents, keys.requests], [GROUP, agent_id])
+        self.client.publish(self.keys.news, mount.key)
+        return int(pending)
+
+    def mounts(self) -> list[Mount]:
+        members = self.client.smembers(self.keys.mounts)
+        found = (mount_from_key(member) for member in members)
+        return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
+
+    def owner(self, mount: Mount) -> str | None:
+        """The name of the app that owns the mount, or ``None`` where it is not known (any longer)."""
+        name = self.client.hget(self.keys.of(mount.key).owner, "name")
+        return None if name is None else _text(name)
+
+    def agents(self, mount: Mount) -> list[AgentRecord]:
+        return parse_agents(self.client.hgetall(self.keys.of(mount.key).agents))
+
+    def gateways(self) -> dict[str, dict[str, Any]]:
+        """Process id on the bus -> its record."""
+        found = {}
+        for name, value in self.client.hgetall(self.keys.gateways).items():
+            try:
+                found[_text(name)] = dict(json.loads(value))
+            except (ValueError, TypeError):
+                continue
+        return found
+
+    def unmount(self, mount: Mount) -> None:
+        """Forget the mount: gateways answer 404 from their next round on. Its agents, if any, bring it back."""
+        keys = self.keys.of(mount.key)
+        self.client.delete(keys.owner, keys.agents)
+        self.client.srem(self.keys.mounts, mount.key)
+        self.client.publish(self.keys.news, mount.key)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
