@@ -1,0 +1,61 @@
+# Needs make and CPython 3.11 or newer, and nothing else: every target makes the environment that it runs in.
+#
+#   PYTHON=python3.13   the interpreter (default: the first that is new enough)
+#   ARGS="-k routing"   more arguments for pytest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Tests wait for processes more than they compute; more than a few workers only crowd each other.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.installed  ## Two example apps behind http://127.0.0.1:5000, broker included; Ctrl-C ends it
+	$(BIN)/flaskbus dev --chdir examples shop:app=/shop blog:app=/blog
+
+test: $(VENV)/.test  ## Every test that takes seconds
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test $(VENV)/.deploy  ## The same, then the long ones: faults, deployment files, clean installs
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(VENV)/.test  ## ruff, mypy --strict, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test  ## Let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .*_cache .hypothesis examples/instance
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. A stamp is newer than pyproject.toml or everything is made again, and so it is when another
+# PYTHON is asked for: a test run must not pass on an interpreter that was not meant.
+
+ifneq ($(PYTHON),$(shell cat $(VENV)/.python 2>/dev/null))
+.PHONY: $(VENV)/.installed
+endif
+
+$(VENV)/.installed: pyproject.toml .ci/venv
+	.ci/venv $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(INSTALL) --group test --group lint
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.test
+	$(INSTALL) --group deploy
+	@touch $@
