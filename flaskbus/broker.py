@@ -3,7 +3,7 @@
 Two kinds of connection leave this module. :func:`connect` gives an ordinary redis-py client, for
 everything that is not on a request's path. :func:`raw_connection` gives one bare redis-py connection
 (which brings URL, TLS, ACL and timeouts with it) to a thread that sends and reads on its own: an agent's
-reader and writers. The gateway's multiplexed connection is :mod:`flaskbus.link`.
+reader and writers. The gateway multiplexes all that it has to say over :mod:`flaskbus_gateway.link`.
 """
 
 from __future__ import annotations

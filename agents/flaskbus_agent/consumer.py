@@ -1,0 +1,308 @@
+"""The reading side of an agent process: leader and followers.
+
+One thread at a time, the leader, reads the streams of all mounts, for as many requests as threads are idle.
+With what it read it hands the lead to the next idle thread and becomes a worker itself, so that no request
+is passed from thread to thread, and none waits behind a busy one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from flaskbus.broker import Unavailable
+from flaskbus.keys import GROUP, Keys
+from flaskbus.routing import Mount
+from flaskbus.settings import AgentSettings
+from flaskbus_agent.channel import Argument, Channel
+from flaskbus_agent.delivery import Credit, Entry, Runner, Served
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+BLOCK_MS = 2000
+"""How long one read waits; a quiet agent ends it with CLIENT UNBLOCK."""
+
+ANSWER = 5.0
+"""Seconds that the broker may take to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request that a thread runs now; ``since`` in monotonic seconds."""
+
+    thread_id: int
+    request_id: str
+    method: str
+    target: str
+    since: float
+
+
+class Consumer:
+    """Reads requests for the apps of one process and runs them in ``settings.threads`` threads."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        agent_id: str,
+        apps: Mapping[Mount, WSGIApplication],
+        log: logging.Logger | None = None,
+    ) -> None:
+        self.settings = settings
+        self.agent_id = agent_id
+        self.log = log or logging.getLogger("flaskbus.agent")
+        keys = Keys(settings.namespace)
+        self._served = {mount: Served(app, keys.of(mount.key)) for mount, app in apps.items()}
+        self._by_stream = {served.keys.requests.encode(): served for served in self._served.values()}
+        self._turn = threading.Lock()
+        self._backlog: deque[Entry] = deque()
+        self._held: set[bytes] = set()
+        """Stream and entry id of what this process has in hand, to tell lost deliveries from running ones."""
+        self._reread = True
+        self._quiet = threading.Event()
+        self._running: dict[int, Running] = {}
+        self._threads: set[threading.Thread] = set()
+        self._threads_lock = threading.Lock()
+        self._streams = 0
+        self._rotation = 0
+        self._reader = self._channel("reader", ANSWER + BLOCK_MS / 1000)
+        self._reader_id: int | None = None
+        self._trouble = ""
+        self.credit = Credit()
+        self._runner = Runner(settings, agent_id, self.credit)
+        self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
+        self.served = 0
+
+    def _channel(self, purpose: str, timeout: float) -> Channel:
+        return Channel(self.settings.redis, f"flaskbus-agent-{self.agent_id}-{purpose}", timeout)
+
+    # Life
+
+    def start(self) -> None:
+        self._bell.start()
+        for _ in range(self.settings.threads):
+            self._spawn()
+
+    def quiet(self) -> None:
+        """Read nothing more; what is running goes on."""
+        self._quiet.set()
+
+    def drop(self, mount: Mount) -> None:
+        """Stop reading one mount, which now belongs to another app."""
+        served = self._served.pop(mount, None)
+        if served is not None:
+            self._by_stream.pop(served.keys.requests.encode(), None)
+        if not self._served:
+            self.quiet()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until a quiet consumer has run all that it read; whether ``timeout`` seconds were enough."""
+        deadline = time.monotonic() + timeout
+        waker: Channel | None = None
+        try:
+            while threads := tuple(self._threads):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if self._quiet.is_set() and self._reader_id is not None and self._turn.locked():
+                    waker = waker or self._channel("waker", 1.0)
+                    self._unblock(waker)
+                threads[0].join(min(left, 0.05))
+            return True
+        finally:
+            if waker is not None:
+                waker.close()
+
+    def close(self) -> None:
+        self.quiet()
+        self._reader.close()
+
+    def running(self) -> list[Running]:
+        return list(self._running.values())
+
+    def healthy(self) -> bool:
+        """Whether every thread is there; one that ended unexpectedly is not replaced here."""
+        return self._quiet.is_set() or len(self._threads) >= self.settings.threads
+
+    def _unblock(self, waker: Channel) -> None:
+        try:
+            waker.call("CLIENT", "UNBLOCK", self._reader_id or 0)
+        except (*Unavailable, redis.exceptions.RedisError):
+            return  # the read ends by itself after BLOCK
+
+    # Threads
+
+    def _spawn(self) -> None:
+        thread = threading.Thread(target=self._serve, name="flaskbus-request", daemon=True)
+        with self._threads_lock:
+            self._threads.add(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        """The life of a request thread."""
+        channel = self._channel("writer", ANSWER)
+        streamed = False
+
+        def on_stream() -> None:
+            nonlocal streamed
+            streamed = self._lend()
+
+        try:
+            while (entry := self._next()) is not None:
+                try:
+                    self._run(entry, channel, on_stream)
+                except Exception:
+                    self.log.exception("an entry could not be handled")
+                if streamed:
+                    return  # its place was taken while it streamed
+        finally:
+            channel.close()
+            with self._threads_lock:
+                if streamed:
+                    self._streams -= 1
+                self._threads.discard(threading.current_thread())
+
+    def _lend(self) -> bool:
+        """A response became a stream: give its place among the request threads to a new thread, if there is
+        room in the budget for streams.
+        """
+        with self._threads_lock:
+            if self._streams >= self.settings.streams or self._quiet.is_set():
+                return False
+            self._streams += 1
+        self._spawn()
+        return True
+
+    def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
+        me = threading.get_ident()
+        mark = entry.served.keys.requests.encode() + entry.entry_id
+        try:
+            request = self._runner.decode(entry, channel)
+            if request is None:
+                return
+            self._running[me] = Running(me, request.id, request.method, request.target, time.monotonic())
+            self._runner.run(entry, request, channel, on_stream)
+        finally:
+            self._running.pop(me, None)
+            self._held.discard(mark)
+            self.served += 1
+
+    # Reading
+
+    def _next(self) -> Entry | None:
+        """The next entry to run, or ``None`` when this thread should end."""
+        with self._turn:
+            while not self._backlog:
+                if self._quiet.is_set():
+                    return None
+                try:
+                    self._read()
+                except Unavailable as error:
+                    self._stumble(f"the broker is away: {error}")
+                except redis.exceptions.ResponseError as error:
+                    self._stumble(f"the broker refuses to let us read: {error}")
+            return self._backlog.popleft()
+
+    def _stumble(self, trouble: str) -> None:
+        """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
+        self._reread = True
+        self._reader_id = None
+        if not self._trouble:
+            self.log.warning("%s; trying again", trouble)
+        self._trouble = trouble
+        self._quiet.wait(0.1)
+
+    def _read(self) -> None:
+        idle = max(1, self.settings.threads + self._streams - len(self._running))
+        if self._reread:
+            self._read_own()
+            return
+        streams = tuple(self._by_stream)
+        if len(streams) == 1:
+            self._take(self._ask(streams, idle, BLOCK_MS))
+        elif not streams:
+            self._quiet.wait(0.1)
+        else:
+            self._read_several(streams, idle)
+        if self._trouble:
+            self.log.info("reading again")
+            self._trouble = ""
+
+    def _read_several(self, streams: tuple[bytes, ...], idle: int) -> None:
+        """COUNT holds for each stream and not in all: ask one after the other, each time another one first."""
+        self._rotation = (self._rotation + 1) % len(streams)
+        ordered = streams[self._rotation :] + streams[: self._rotation]
+        for stream in ordered:
+            if idle <= len(self._backlog):
+                return
+            self._take(self._ask((stream,), idle - len(self._backlog), None))
+        if not self._backlog:
+            # Whoever gets the first entry ends the wait; it is rare that two streams do in one instant.
+            self._take(self._ask(ordered, 1, BLOCK_MS))
+
+    def _ask(self, streams: tuple[bytes, ...], count: int, block: int | None) -> Any:
+        waiting: tuple[Argument, ...] = () if block is None else ("BLOCK", block)
+        return self._reader.call(
+            "XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", count, *waiting, "STREAMS", *streams,
+            *([">"] * len(streams)),
+        )  # fmt: skip
+
+    def _read_own(self) -> None:
+        """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
+        self._reader_id = self._reader.call("CLIENT", "ID")
+        for stream in tuple(self._by_stream):
+            after = b"0"
+            while True:
+                answer = self._reader.call(
+                    "XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", 100, "STREAMS", stream, after
+                )
+                entries = answer[0][1] if answer else []
+                if not entries:
+                    break
+                self._take(answer)
+                after = entries[-1][0]
+        self._reread = False
+
+    def _take(self, answer: Any) -> None:
+        now = time.monotonic()
+        for stream, entries in answer or ():
+            served = self._by_stream.get(stream)
+            for entry_id, fields in entries:
+                mark = stream + entry_id
+                if served is None or fields is None or mark in self._held:
+                    continue
+                self._held.add(mark)
+                self._backlog.append(Entry(served, entry_id, fields, now))
+
+    # Doorbell
+
+    def _listen(self) -> None:
+        """Hear when a client took something, or went away. A hint: who waits also looks each second."""
+        client: redis.client.PubSub | None = None
+        while not self._quiet.is_set() or self._threads:
+            try:
+                if client is None:
+                    client = self._subscribe()
+                message = client.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                if message is not None:
+                    for request_id in message["data"].partition(b" ")[0].decode("latin-1").split(","):
+                        self.credit.ring(request_id)
+            except (*Unavailable, redis.exceptions.RedisError):
+                client = None
+                self._quiet.wait(0.5)
+        if client is not None:
+            client.close()
+
+    def _subscribe(self) -> redis.client.PubSub:
+        from flaskbus.broker import connect
+
+        pubsub = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell").pubsub()
+        pubsub.subscribe(*(served.keys.doorbell(self.agent_id) for served in self._served.values()))
+        return pubsub

@@ -1,0 +1,295 @@
+"""One entry of a request stream: decode -> deadline -> run -> outcome.
+
+What becomes of an entry, outcome by outcome:
+
+==================================  ===========================================================
+the app answers                     finish: acked, deleted and replied to in one script
+the app streams                     push for each chunk, finish for the end
+the client is gone meanwhile        push says so; the app's iterable is closed, nothing is sent
+it waited past its deadline         finish with a failure; the app is not called
+it cannot be decoded                bury: a dead letter, and a failure to whoever waits
+the broker is away at the end       the reply is kept and sent again until the deadline
+==================================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import redis
+
+from flaskbus import wire
+from flaskbus.broker import Unavailable
+from flaskbus.errors import WireError
+from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
+from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request
+from flaskbus.settings import AgentSettings
+from flaskbus_agent.channel import Argument, Channel
+from flaskbus_agent.wsgi import Cancelled, build_environ, respond
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+log = logging.getLogger("flaskbus.agent")
+
+DEAD_TTL_MS = 7 * 24 * 3600 * 1000
+DEAD_KEPT = 1000
+DEAD_FIELD = 4096
+"""Bytes of a field that a dead letter keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An app on its mount."""
+
+    app: WSGIApplication
+    keys: MountKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one XREADGROUP delivered; ``read_at`` in monotonic seconds."""
+
+    served: Served
+    entry_id: bytes
+    fields: Sequence[bytes]
+    read_at: float
+
+
+class Credit:
+    """Who waits for a client to take what was sent: request id -> event."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+
+    def wait(self, request_id: str, timeout: float) -> None:
+        """Until the doorbell rings for this request, or ``timeout`` seconds."""
+        event = self._events.setdefault(request_id, threading.Event())
+        event.wait(timeout)
+        event.clear()
+
+    def ring(self, request_id: str) -> None:
+        event = self._events.get(request_id)
+        if event is not None:
+            event.set()
+
+    def forget(self, request_id: str) -> None:
+        self._events.pop(request_id, None)
+
+
+class Outbox:
+    """The sink of one run: turns what the app answers into frames, and sends them."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        entry: Entry,
+        request: Request,
+        agent: str,
+        *,
+        window: int,
+        credit: Credit,
+        on_stream: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._entry = entry
+        self._request = request
+        self.agent = agent
+        self._window = window
+        self._credit = credit
+        self._on_stream = on_stream
+        self._deadline = entry.read_at + request.ttl / 1000
+        self._seq = 0
+        self._head: Head | None = None
+        self._streaming = False
+        self._sizes: deque[int] = deque()
+        self.delivered = False
+
+    # Sink
+
+    def reply(self, status: int, headers: Headers, body: bytes, /) -> None:
+        self.finish([Reply(self._request.attempt, 0, status, headers, body)])
+
+    def head(self, status: int, headers: Headers, /) -> None:
+        # It leaves together with the first chunk, which the app has ready.
+        self._head = Head(self._request.attempt, self._take_seq(), status, headers, self.agent)
+
+    def chunk(self, data: bytes, /) -> None:
+        self._push([*self._unsent_head(), Chunk(self._request.attempt, self._take_seq(), data)])
+
+    def end(self) -> None:
+        self.finish([*self._unsent_head(), End(self._request.attempt, self._take_seq())])
+
+    def fail(self, code: str, detail: str, /) -> None:
+        self.finish([*self._unsent_head(), Failure(self._request.attempt, self._take_seq(), code, detail)])
+
+    # Sending
+
+    def _take_seq(self) -> int:
+        seq = self._seq
+        self._seq += 1
+        return seq
+
+    def _unsent_head(self) -> list[Frame]:
+        head, self._head = self._head, None
+        return [head] if head is not None else []
+
+    def _arguments(self) -> list[Argument]:
+        keys = self._entry.served.keys
+        return [
+            GROUP,
+            self._entry.entry_id,
+            self.agent,
+            LIST_TTL_MS,
+            keys.doorbell(self._request.gateway),
+            self._request.id,
+        ]
+
+    def finish(self, frames: list[Frame]) -> None:
+        """Send the last frames; raises :class:`Cancelled` where nobody may send them any more."""
+        encoded = [wire.encode_frame(frame) for frame in frames]
+        outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        if outcome != b"done":
+            self._not_wanted(outcome)
+        self.delivered = True
+
+    def _push(self, frames: list[Frame]) -> None:
+        encoded = [wire.encode_frame(frame) for frame in frames]
+        try:
+            outcome = self._insist("push", [*self._arguments(), *encoded])
+        except redis.exceptions.OutOfMemoryError as error:
+            self.finish([Failure(self._request.attempt, self._seq - len(frames), "broker-full", str(error))])
+            raise Cancelled from None
+        if not isinstance(outcome, int):
+            self._not_wanted(outcome)
+        self._sizes.extend(len(element) for element in encoded)
+        if not self._streaming:
+            self._streaming = True
+            self._on_stream()
+        self._pause(outcome)
+
+    def _pause(self, on_list: int) -> None:
+        """Wait while the client is a whole window behind."""
+        while True:
+            while len(self._sizes) > on_list:
+                self._sizes.popleft()
+            if sum(self._sizes) < self._window:
+                return
+            self._credit.wait(self._request.id, 1.0)
+            on_list = self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id))
+            if on_list == 0:
+                self._sizes.clear()  # taken, or nobody wants it: the next push will tell
+
+    def _not_wanted(self, outcome: object) -> None:
+        log.debug("request %s is not ours any more (%s)", self._request.id, outcome)
+        raise Cancelled
+
+    def _insist(self, script: str, args: list[Argument]) -> object:
+        """Run a script, again after each lost answer: a second run of any of them changes nothing."""
+        keys = self._entry.served.keys
+        names = [keys.requests, keys.reply(self._request.id)]
+        return self._again(lambda: self._channel.script(script, names, args))
+
+    def _insist_call(self, *command: Argument) -> int:
+        answer = self._again(lambda: self._channel.call(*command))
+        return answer if isinstance(answer, int) else 0
+
+    def _again(self, send: Callable[[], object]) -> object:
+        delay = 0.02
+        while True:
+            try:
+                return send()
+            except Unavailable as error:
+                if time.monotonic() > self._deadline and not self._streaming:
+                    log.error("the reply to %s could not be sent: %s", self._request.id, error)
+                    raise Cancelled from None
+                if time.monotonic() > self._deadline + 60:
+                    raise Cancelled from None
+                time.sleep(delay)
+                delay = min(delay * 2, 1.0)
+
+
+class Runner:
+    """Runs entries through their apps; shared by the threads of a process."""
+
+    def __init__(self, settings: AgentSettings, agent_id: str, credit: Credit) -> None:
+        self.settings = settings
+        self.agent_id = agent_id
+        self.credit = credit
+        self.multiprocess = settings.workers > 1
+        self.multithread = settings.threads > 1
+
+    def decode(self, entry: Entry, channel: Channel) -> Request | None:
+        """The request of an entry; an unreadable one is buried."""
+        try:
+            return wire.decode_request(entry.fields, max_body=self.settings.body_limit)
+        except WireError as error:
+            log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
+            self._bury(entry, channel, str(error))
+            return None
+
+    def run(self, entry: Entry, request: Request, channel: Channel, on_stream: Callable[[], None]) -> None:
+        """Run the app and send what it answers; raises nothing."""
+        outbox = Outbox(
+            channel, entry, request, self.agent_id,
+            window=self.settings.window, credit=self.credit, on_stream=on_stream,
+        )  # fmt: skip
+        try:
+            if (time.monotonic() - entry.read_at) * 1000 > request.ttl:
+                outbox.finish([Failure(request.attempt, 0, "deadline", "it waited past its deadline")])
+                return
+            environ = build_environ(
+                request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
+            )
+            respond(
+                entry.served.app,
+                environ,
+                outbox,
+                method=request.method,
+                reply_limit=self.settings.reply_limit,
+            )
+        except Cancelled:
+            pass
+        except redis.exceptions.RedisError as error:
+            log.error("the reply to %s was refused by the broker: %s", request.id, error)
+        finally:
+            self.credit.forget(request.id)
+
+    def _bury(self, entry: Entry, channel: Channel, reason: str) -> None:
+        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read."""
+        keys = entry.served.keys
+        request_id = wire.peek_id(entry.fields) or ""
+        members = dict(zip(entry.fields[::2], entry.fields[1::2], strict=False))
+        sender = members.get(b"from", b"").decode("latin-1") if request_id else ""
+        channel_name = keys.doorbell(sender) if sender else ""
+        letter: list[Argument] = ["reason", reason, "entry", entry.entry_id]
+        letter.extend(field[:DEAD_FIELD] for field in entry.fields)
+        if len(letter) % 2:
+            letter.append(b"")
+        frame = wire.encode_frame(
+            Failure(_attempt(members), 0, "agent-lost", f"unreadable request: {reason}")
+        )
+        try:
+            channel.script(
+                "bury",
+                [keys.requests, keys.dead, keys.reply(request_id or "none")],
+                [
+                    GROUP, entry.entry_id, self.agent_id, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS,
+                    channel_name, request_id, frame, *letter,
+                ],
+            )  # fmt: skip
+        except (*Unavailable, redis.exceptions.RedisError) as error:
+            # It stays ours and pending, and is read again with the next look at what we hold.
+            log.error("an entry that is not ours could not be buried: %s", error)
+
+
+def _attempt(members: dict[bytes, bytes]) -> int:
+    value = members.get(b"attempt", b"1")
+    return int(value) if value.isdigit() and len(value) < 10 else 1

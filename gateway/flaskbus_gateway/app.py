@@ -1,0 +1,248 @@
+"""The gateway as an ASGI application, for gunicorn's worker or any other ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from flaskbus import errors
+from flaskbus.messages import Chunk, Reply, Request
+from flaskbus.settings import GatewaySettings
+from flaskbus_gateway.directory import MountState
+from flaskbus_gateway.exchange import ClientGone, Exchange
+from flaskbus_gateway.forwarding import TrustedProxies
+from flaskbus_gateway.http import Incoming, Scope, has_body, problem, relayed_headers
+from flaskbus_gateway.switchboard import Switchboard
+
+log = logging.getLogger("flaskbus.gateway")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+WATCH_AFTER = 0.1
+"""Seconds after which an exchange begins to listen for its client going away. Most are over by then, and a
+task for each would cost more than the rest of the gateway."""
+
+
+class Gateway:
+    """Routes, admits, sends and relays. One instance serves one event loop."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.proxies = TrustedProxies(settings.trusted_proxies)
+        self.board: Switchboard | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._young: list[tuple[Exchange, Receive]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(receive, send)
+        elif kind == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1011, "reason": ""})
+
+    # Life
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except errors.OperatorError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def start(self) -> None:
+        """Connect to the broker; returns soon even if it is away."""
+        if self.board is None:
+            self.board = Switchboard(self.settings)
+            await self.board.start()
+            self._watcher = asyncio.get_running_loop().create_task(self._watch_clients())
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self.board is not None:
+            await self.board.close()
+            self.board = None
+
+    # HTTP
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.board is None:
+            await self.start()
+        board = self.board
+        assert board is not None
+        exchange: Exchange | None = None
+        started = False
+        try:
+            state, request = await self._accept(board, scope, receive)
+            exchange = Exchange(board, state, request)
+            board.open(exchange)
+            self._young.append((exchange, receive))
+            await exchange.send()
+            head = await exchange.head()
+            board.got_head(exchange)
+            started = True
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": head.status,
+                    "headers": relayed_headers(head.headers),
+                }
+            )
+            if isinstance(head, Reply):
+                await send({"type": "http.response.body", "body": head.body})
+            else:
+                await self._relay(exchange, send)
+        except errors.BusError as error:
+            if started:
+                # The client must not take what it has for the whole: the server breaks the connection off.
+                log.warning("%s ended early: %s", request.target, error)
+                raise BrokenResponse(str(error)) from None
+            await self._answer(error, exchange, send)
+        except ClientGone:
+            pass
+        finally:
+            if exchange is not None:
+                if not exchange.ended:
+                    board.spawn(self._take_back(board, exchange))
+                else:
+                    board.close_exchange(exchange)
+
+    async def _accept(self, board: Switchboard, scope: Scope, receive: Receive) -> tuple[MountState, Request]:
+        """Route, admit, and only then read the body."""
+        incoming = Incoming(scope, self.proxies)
+        mount = board.directory.table.match(incoming.host, incoming.path)
+        if mount is None:
+            raise await self._unknown(board, incoming)
+        state = board.directory.states[mount]
+        if state.waiting >= self.settings.queue_limit:
+            raise errors.QueueFull(
+                f"{state.waiting} requests are waiting for {mount.name}; {self.settings.queue_limit} may",
+                retry_after=1,
+            )
+        if len(board.exchanges) >= self.settings.open_limit:
+            raise errors.QueueFull(
+                f"{len(board.exchanges)} exchanges are open in this gateway", retry_after=1
+            )
+        body = b""
+        if has_body(scope, incoming):
+            body = await self._read_body(incoming, receive)
+        return state, Request(
+            id=board.next_id(),
+            method=scope["method"],
+            target=incoming.target,
+            gateway=board.process,
+            ttl=int(max(self.settings.hold, self.settings.head_timeout) * 1000),
+            script_name=incoming.prefix + mount.script_name,
+            scheme=incoming.scheme,
+            http_version=scope["http_version"],
+            client=incoming.client,
+            server=incoming.server,
+            headers=tuple(incoming.headers),
+            body=body,
+        )
+
+    async def _unknown(self, board: Switchboard, incoming: Incoming) -> errors.BusError:
+        if not board.directory.known.is_set():
+            await board.link_up()
+            return errors.BrokerUnavailable("the mounts are not known yet", retry_after=1)
+        detail = "no app is mounted here"
+        if self.settings.development:
+            first = "/" + incoming.path.lstrip("/").partition("/")[0]
+            detail += f"; this would mount one: flaskbus-agent MODULE:APP --prefix {first}"
+        return errors.UnknownMount(detail)
+
+    async def _read_body(self, incoming: Incoming, receive: Receive) -> bytes:
+        limit = self.settings.body_limit
+        if incoming.content_length is not None and incoming.content_length > limit:
+            raise errors.BodyTooLarge(f"{incoming.content_length} bytes; at most {limit} are taken")
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return self._whole(message, body)
+        parts, size = [body], len(body)
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                while message.get("more_body"):
+                    message = await receive()
+                    part: bytes = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise errors.BodyTooLarge(f"more than {limit} bytes")
+                    parts.append(part)
+        except TimeoutError:
+            raise errors.BodyTimeout(f"{size} bytes came within {self.settings.body_timeout:g} s") from None
+        return self._whole(message, b"".join(parts))
+
+    @staticmethod
+    def _whole(message: dict[str, Any], body: bytes) -> bytes:
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return body
+
+    async def _relay(self, exchange: Exchange, send: Send) -> None:
+        """Bring the client what the app yields, as fast as the client takes it."""
+        while True:
+            frames = await exchange.chunks()
+            for frame in frames:
+                if isinstance(frame, Chunk):
+                    await send({"type": "http.response.body", "body": frame.data, "more_body": True})
+            if exchange.gone:
+                raise ClientGone
+            if exchange.ended:
+                await send({"type": "http.response.body", "body": b""})
+                return
+            await exchange.handed_over(len(frames))
+
+    async def _answer(self, error: errors.BusError, exchange: Exchange | None, send: Send) -> None:
+        status, headers, body = problem(error, exchange.request.id if exchange else "")
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    # Clients that go away
+
+    async def _take_back(self, board: Switchboard, exchange: Exchange) -> None:
+        """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield."""
+        if not exchange.ended:
+            await exchange.withdraw()
+            if exchange.agent:
+                board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
+        board.close_exchange(exchange)
+
+    async def _watch_clients(self) -> None:
+        """Start listening for the end of the client in every exchange that lasts."""
+        while True:
+            await asyncio.sleep(WATCH_AFTER)
+            young, self._young = self._young, []
+            for exchange, receive in young:
+                board = self.board
+                if board is None or exchange.request.id not in board.exchanges:
+                    continue
+                if board.now() - exchange.started < WATCH_AFTER:
+                    self._young.append((exchange, receive))
+                else:
+                    board.spawn(self._watch_client(exchange, receive))
+
+    async def _watch_client(self, exchange: Exchange, receive: Receive) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                exchange.abandon()
+                return
+
+
+class BrokenResponse(Exception):
+    """Raised out of the ASGI application so that the server closes the connection without a proper end."""

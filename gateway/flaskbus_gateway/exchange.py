@@ -1,0 +1,341 @@
+"""One exchange: from the XADD of its request to the last frame of its reply.
+
+Rules of this module:
+
+* A request is sent once. Whatever happens to the connection, it is never sent again.
+* ``executed: "no"`` comes from a command that was surely not sent, or from the withdraw script, and from
+  nowhere else.
+* Frames are taken in the order of ``seq`` of one attempt; duplicates and other attempts' frames are dropped.
+* The list is the truth. A doorbell only says when to look at it; a ring that carries a frame saves that look.
+* The list is trimmed after its frames were handed over, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from flaskbus import errors, wire
+from flaskbus.keys import GROUP
+from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request
+from flaskbus_gateway.link import Answer, AnswerError, LinkDown, LinkError, LinkLost
+
+if TYPE_CHECKING:
+    from flaskbus_gateway.directory import MountState
+    from flaskbus_gateway.switchboard import Switchboard
+
+log = logging.getLogger("flaskbus.gateway")
+
+BATCH = 16
+"""Frames that one look at a list takes."""
+
+
+class ClientGone(Exception):
+    """The client went away; nobody waits for an answer."""
+
+
+class Exchange:
+    """A request and its frames, owned by the task that serves the client.
+
+    Every method that waits raises a :class:`~flaskbus.errors.BusError` where the bus ends the exchange, and
+    :class:`ClientGone` after :meth:`abandon`.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_board",
+        "_dirty",
+        "_fetching",
+        "_frames",
+        "_look_again",
+        "_next_seq",
+        "_waiter",
+        "agent",
+        "ended",
+        "entry_id",
+        "gone",
+        "has_head",
+        "holding",
+        "request",
+        "started",
+        "state",
+        "trim",
+        "watched",
+    )
+
+    def __init__(self, board: Switchboard, state: MountState, request: Request) -> None:
+        self._board = board
+        self.state = state
+        self.request = request
+        self.started = board.now()
+        self.entry_id: bytes | None = None
+        self.agent = ""
+        self.has_head = False
+        self.ended = False
+        self.gone = False
+        self.holding = False
+        self.watched = False
+        self.trim = 0
+        """Frames at the front of the list that were handed over and not trimmed yet."""
+        self._frames: deque[Frame] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._attempt = request.attempt
+        self._next_seq = 0
+        self._dirty = False  # something may lie on the list
+        self._fetching = False
+        self._look_again = False
+
+    # Sending
+
+    async def send(self) -> None:
+        """Put the request on the stream of its mount."""
+        command = ("XADD", self.state.keys.requests, "*", *wire.encode_request(self.request))
+        try:
+            self.entry_id = await self._board.link.call(*command)
+        except LinkLost:
+            # It may be in the stream: the reply, or the deadline, will tell.
+            self._dirty = True
+        except LinkDown:
+            await self._board.link_up()
+            try:
+                self.entry_id = await self._board.link.call(*command)
+            except LinkDown as error:
+                raise errors.BrokerUnavailable(str(error), retry_after=1) from None
+            except LinkLost:
+                self._dirty = True
+            except AnswerError as error:
+                raise _refused(error) from None
+        except AnswerError as error:
+            raise _refused(error) from None
+
+    # Receiving
+
+    async def frame(self, timeout: float) -> Frame:
+        """The next frame, within ``timeout`` seconds from now; :class:`TimeoutError` where none came."""
+        if not self._frames:
+            await self._wait(timeout)
+        frame = self._frames.popleft()
+        self.ended = isinstance(frame, (Reply, End, Failure))
+        return frame
+
+    async def head(self) -> Head | Reply:
+        """The reply's head, or the whole reply; settles the request's fate where none comes in time."""
+        settings = self._board.settings
+        self.holding = not self.state.alive
+        while True:
+            limit = settings.hold if self.holding else settings.head_timeout
+            try:
+                if self.holding and self.state.failing:
+                    raise TimeoutError
+                frame = await self.frame(max(0.0, self.started + limit - self._board.now()))
+            except TimeoutError:
+                if self.holding and self.state.alive:
+                    self.holding = False
+                    continue
+                frame = await self._settle()
+            if isinstance(frame, (Head, Reply)):
+                self.has_head = True
+                if isinstance(frame, Head):
+                    self.agent = frame.agent
+                return frame
+            if isinstance(frame, Failure):
+                raise errors.AgentLost(frame.detail)
+            raise errors.AgentLost("the agent sent a body without a head")
+
+    async def _settle(self) -> Frame:
+        """The deadline has passed: take the request back, and say what is certain.
+
+        Returns a frame where one came at the last moment.
+        """
+        waited = self._board.now() - self.started
+        outcome = await self.withdraw()
+        if outcome == "finished":
+            await self._fetch()
+            if self._frames:
+                frame = self._frames.popleft()
+                self.ended = isinstance(frame, (Reply, End, Failure))
+                return frame
+        if outcome == "undelivered":
+            if self.state.failing and not self.state.alive:
+                raise errors.NoAgent(
+                    f"the agents of {self.state.mount.name} fail to start: {self.state.failing}",
+                    retry_after=5,
+                )
+            if self.holding:
+                raise errors.NoAgent(
+                    f"no agent of {self.state.mount.name} came within {waited:.1f} s", retry_after=5
+                )
+            raise errors.DeadlineBeforeStart(
+                f"no agent of {self.state.mount.name} was free within {waited:.1f} s", retry_after=1
+            )
+        raise errors.DeadlineAfterDelivery(
+            f"{self.state.mount.name} has not answered within {waited:.1f} s"
+            if outcome == "delivered"
+            else f"what became of the request cannot be told ({outcome})"
+        )
+
+    async def withdraw(self) -> str:
+        """Take the request back: an outcome of the withdraw script, or ``"unreachable"``."""
+        link, keys = self._board.link, self.state.keys
+        try:
+            entry_id = self.entry_id or await self._locate()
+            if entry_id is None:
+                return "finished"
+            self._dirty = True  # a reply may arrive until the script has run
+            outcome: bytes = await asyncio.wait_for(
+                link.script("withdraw", [keys.requests], [GROUP, entry_id]), self._board.BROKER_WAIT
+            )
+            return outcome.decode()
+        except (LinkError, AnswerError, TimeoutError):
+            return "unreachable"
+
+    async def _locate(self) -> bytes | None:
+        """The entry of a request whose XADD was not answered, or ``None`` where it is not in the stream."""
+        end = "+"
+        while True:
+            entries: list[Answer] = await self._board.link.call(
+                "XREVRANGE", self.state.keys.requests, end, "-", "COUNT", 500
+            )
+            for entry_id, fields in entries:
+                if wire.peek_id(fields) == self.request.id:
+                    return bytes(entry_id)
+            if len(entries) < 500:
+                return None
+            end = "(" + entries[-1][0].decode()
+
+    # What the switchboard calls
+
+    def ring(self, frame: bytes | None) -> None:
+        """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
+        self._dirty = True
+        if frame is not None and not self._fetching:
+            self._take(frame)
+            self._wake()
+        else:
+            self.look()
+
+    def look(self) -> None:
+        """Fetch what is new on the list, once the client has taken what was fetched before."""
+        if self._fetching:
+            self._look_again = True
+        elif not self.gone:
+            self._fetching = True
+            self._board.spawn(self._look())
+
+    def abandon(self) -> None:
+        """The client is gone."""
+        self.gone = True
+        self._wake()
+
+    def poke(self) -> None:
+        """Let a held exchange look at its mount again."""
+        if self.holding and self.state.failing:
+            self._wake()
+
+    # Inside
+
+    async def _wait(self, timeout: float) -> None:
+        """Until a frame is there."""
+        loop = self._board.loop
+        timer = None
+        try:
+            while not self._frames:
+                if self.gone:
+                    raise ClientGone
+                if self.holding and self.state.failing:
+                    raise TimeoutError
+                if timer is None:
+                    timer = loop.call_later(timeout, self._wake)
+                    deadline = loop.time() + timeout
+                elif loop.time() >= deadline:
+                    raise TimeoutError
+                self._waiter = loop.create_future()
+                await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _look(self) -> None:
+        try:
+            await self._fetch()
+        finally:
+            self._fetching = False
+            self._wake()
+        if self._look_again and len(self._frames) < BATCH:
+            self._look_again = False
+            self.look()
+
+    async def _fetch(self) -> None:
+        link, key = self._board.link, self.state.keys.reply(self.request.id)
+        # What is still in hand lies at the front of the list, behind what can be trimmed.
+        skip = self.trim + len(self._frames)
+        try:
+            elements: list[bytes] = await link.call("LRANGE", key, skip, skip + BATCH - 1)
+        except (LinkError, AnswerError):
+            return  # the sweep looks again
+        for element in elements:
+            self._take(element)
+        if len(elements) == BATCH:
+            self._look_again = True
+
+    def _take(self, element: bytes) -> None:
+        """Decode one list element, and keep it if it is the one that comes next."""
+        try:
+            frame = wire.decode_frame(element, max_size=self._board.max_frame)
+        except errors.WireError as error:
+            log.error("a frame on the reply list of %s is not ours: %s", self.request.id, error)
+            frame = Failure(self._attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
+        if frame.attempt != self._attempt or frame.seq != self._next_seq:
+            self.trim += 1
+            return
+        self._next_seq += 1
+        self._frames.append(frame)
+
+    # Handing over
+
+    async def handed_over(self, frames: int) -> None:
+        """The client's transport took these frames: trim them, and give the agent credit for them."""
+        self.trim += frames
+        link, keys = self._board.link, self.state.keys
+        if self.trim >= BATCH // 2 or not self._frames:
+            link.tell("LTRIM", keys.reply(self.request.id), self.trim, -1)
+            self.trim = 0
+            if self.agent:
+                link.tell("PUBLISH", keys.doorbell(self.agent), self.request.id)
+        if self._look_again and not self._fetching and len(self._frames) < BATCH:
+            self._look_again = False
+            self.look()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._dirty or self.has_head:
+            self._board.link.tell("DEL", self.state.keys.reply(self.request.id))
+
+    async def chunks(self) -> list[Frame]:
+        """At least one further frame, and whatever else is in hand; raises where the stream broke."""
+        try:
+            frames: list[Frame] = [await self.frame(self._board.settings.idle_timeout)]
+        except TimeoutError:
+            raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
+        while self._frames and not self.ended:
+            frames.append(await self.frame(0))
+        for frame in frames:
+            if isinstance(frame, Failure):
+                raise errors.AgentLost(frame.detail)
+            if not isinstance(frame, (Chunk, End)):
+                raise errors.AgentLost("the agent sent a second head")
+        return frames
+
+
+def _refused(error: AnswerError) -> errors.BusError:
+    """An XADD that the broker answered with an error was not carried out."""
+    if error.code == "OOM":
+        return errors.BrokerFull(str(error), retry_after=5)
+    return errors.BrokerUnavailable(str(error), retry_after=1)

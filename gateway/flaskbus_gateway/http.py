@@ -1,0 +1,146 @@
+"""ASGI's HTTP <-> messages. Pure: no broker, no clock, no I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from flaskbus.errors import BusError, InvalidRequest
+from flaskbus.messages import Headers
+from flaskbus_gateway.forwarding import FORWARDING, Origin, TrustedProxies, read_origin
+
+Scope = MutableMapping[str, Any]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110 section 7.6.1: they speak of one connection, and are not relayed."""
+
+_REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings"}
+
+
+class Incoming:
+    """What of a request can be told before its mount is known."""
+
+    __slots__ = (
+        "client",
+        "content_length",
+        "headers",
+        "host",
+        "path",
+        "prefix",
+        "scheme",
+        "server",
+        "target",
+    )
+
+    def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+        self.path = raw_path.decode("latin-1")
+        query: bytes = scope["query_string"]
+        self.target = f"{self.path}?{query.decode('latin-1')}" if query else self.path
+        peer, port = scope.get("client") or ("", 0)
+        server, server_port = scope.get("server") or ("", 0)
+        self.client: tuple[str, int] = (peer or "", port or 0)
+        self.server: tuple[str, int] = (server or "", server_port or 0)
+        self.scheme: str = scope.get("scheme", "http")
+        self.prefix = ""
+        self.content_length: int | None = None
+        self.host = ""
+        self._read_headers(scope["headers"], scope["http_version"], proxies)
+
+    def _read_headers(
+        self, headers: Iterable[tuple[bytes, bytes]], http_version: str, proxies: TrustedProxies
+    ) -> None:
+        kept: list[tuple[bytes, bytes]] = []
+        forwarding: list[tuple[bytes, bytes]] = []
+        named: set[bytes] = set()
+        hosts: list[bytes] = []
+        for name, value in headers:
+            if name in _REMOVED:
+                if name in FORWARDING:
+                    forwarding.append((name, value))
+                elif name == b"connection":
+                    named.update(token.strip().lower() for token in value.split(b","))
+                continue
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"content-length":
+                if not value.isdigit() or self.content_length is not None:
+                    raise InvalidRequest("Content-Length is not one whole number")
+                self.content_length = int(value)
+            elif b"_" in name:
+                continue  # CGI cannot tell it from the name with a hyphen
+            kept.append((name, value))
+        named -= {b"close", b"keep-alive", b"upgrade", b"host", b"content-length"}
+        if named:
+            kept = [pair for pair in kept if pair[0] not in named]
+        if len(hosts) > 1 or (not hosts and http_version == "1.1"):
+            raise InvalidRequest("the request must have exactly one Host")
+        self.host = hosts[0].decode("latin-1") if hosts else ""
+        self.headers = kept
+        if forwarding and self.client[0] in proxies:
+            self._believe(read_origin(forwarding, self.client[0], self.scheme, proxies))
+
+    def _believe(self, origin: Origin) -> None:
+        """Take over what a trusted proxy says, and tell the app the same as one right hop."""
+        if origin.client != self.client[0]:
+            self.client = (origin.client, 0)
+        self.scheme = origin.scheme
+        self.prefix = origin.prefix
+        said = [(b"x-forwarded-for", origin.client), (b"x-forwarded-proto", origin.scheme)]
+        if origin.host:
+            self.host = origin.host
+            self.headers = [pair for pair in self.headers if pair[0] != b"host"]
+            self.headers.insert(0, (b"host", origin.host.encode("latin-1")))
+            said.append((b"x-forwarded-host", origin.host))
+        if origin.port:
+            said.append((b"x-forwarded-port", origin.port))
+        self.headers.extend((name, value.encode("latin-1")) for name, value in said)
+
+
+def has_body(scope: Scope, incoming: Incoming) -> bool:
+    """Whether a body may follow; only HTTP/1 says so for certain in its header."""
+    if incoming.content_length is not None:
+        return incoming.content_length > 0
+    if scope["http_version"].startswith("1"):
+        return any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    return True
+
+
+def relayed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """An app's headers as the client gets them.
+
+    The agent has checked them, but is believed in nothing that could break the framing.
+    """
+    return [
+        pair
+        for pair in headers
+        if pair[0].lower() not in HOP_BY_HOP and not _BREAKING(pair[0]) and not _BREAKING(pair[1])
+    ]
+
+
+_BREAKING = re.compile(rb"[\r\n\0]").search
+
+
+def problem(error: BusError, request_id: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of an error that the bus itself makes (RFC 9457)."""
+    body = json.dumps(error.problem(request_id), ensure_ascii=False).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    return error.status, headers, body

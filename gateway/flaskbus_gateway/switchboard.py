@@ -1,0 +1,220 @@
+"""All exchanges of one gateway process: who waits for what, over two connections however many they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from flaskbus import __version__, errors, wire
+from flaskbus.keys import LIST_TTL_MS, Keys
+from flaskbus.messages import Failure
+from flaskbus.settings import GatewaySettings
+from flaskbus_gateway.directory import Directory, MountState
+from flaskbus_gateway.exchange import Exchange
+from flaskbus_gateway.link import Answer, DoorbellLink, Link, LinkError
+
+log = logging.getLogger("flaskbus.gateway")
+
+
+class Switchboard:
+    """Opens exchanges and brings them what arrives.
+
+    One link for commands, one for doorbells. A sweep each second looks at every list whose ring may have been
+    missed, so that a half-open connection costs time and no reply.
+    """
+
+    BROKER_WAIT = 5.0
+    """Seconds that an exchange waits for a broker that is away."""
+
+    SWEEP = 1.0
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
+        self.process = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.keys = Keys(settings.namespace)
+        self.max_frame = max(settings.reply_limit, wire.MAX_CHUNK) + wire.MAX_HEAD
+        self.exchanges: dict[str, Exchange] = {}
+        self.ready = False
+        self._serial = 0
+        self._prefix = secrets.token_hex(6)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._beat = 0
+        name = f"flaskbus-gateway-{os.getpid()}"
+        self.link = Link(settings.redis, name, on_up=self._link_is_up)
+        self.bell = DoorbellLink(settings.redis, name, self._rang, on_up=self._bell_is_up)
+        self.directory = Directory(
+            self.link,
+            self.keys,
+            settings.lease,
+            listen=lambda state: self.bell.subscribe(state.keys.doorbell(self.process)),
+            unlisten=lambda state: self.bell.unsubscribe(state.keys.doorbell(self.process)),
+            on_change=self._mount_changed,
+            on_doubtful=self._answer_doubtful,
+        )
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect and learn the mounts; returns after a short time even if the broker is away."""
+        self.link.start()
+        self.bell.start()
+        self.bell.subscribe(self.keys.news)
+        self.directory.start()
+        self.spawn(self._sweep())
+        self.spawn(self._pulse())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.directory.known.wait(), 2.0)
+
+    async def close(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.directory.close()
+        with contextlib.suppress(LinkError, TimeoutError, Exception):
+            await asyncio.wait_for(self.link.call("HDEL", self.keys.gateways, self.process), 1.0)
+        await self.bell.close()
+        await self.link.close()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine beside the exchanges, until it ends or the switchboard is closed."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Exchanges
+
+    def next_id(self) -> str:
+        """A correlation id: unique, and nothing that a client can choose."""
+        self._serial += 1
+        return f"{self._prefix}{self._serial:x}"
+
+    def open(self, exchange: Exchange) -> None:
+        self.exchanges[exchange.request.id] = exchange
+        exchange.state.mine += 1
+
+    def close_exchange(self, exchange: Exchange) -> None:
+        """Forget the exchange, and remove what lies on the broker of it."""
+        if self.exchanges.pop(exchange.request.id, None) is not None:
+            if not exchange.has_head:
+                exchange.state.mine -= 1
+            exchange.close()
+
+    def got_head(self, exchange: Exchange) -> None:
+        """The exchange no longer waits in the queue."""
+        exchange.state.mine -= 1
+
+    async def link_up(self) -> None:
+        """Wait for the broker, for a bounded time."""
+        try:
+            await asyncio.wait_for(self.link.up.wait(), self.BROKER_WAIT)
+        except TimeoutError:
+            detail = str(self.link.refused or f"the broker has been away for {self.BROKER_WAIT:g} s")
+            raise errors.BrokerUnavailable(detail, retry_after=1) from None
+
+    # What arrives
+
+    def _rang(self, channel: bytes, message: bytes) -> None:
+        if channel == self.keys.news.encode():
+            self.directory.refresh()
+            return
+        try:
+            ring = wire.decode_ring(message)
+        except errors.WireError:
+            return
+        for request_id in ring.ids:
+            exchange = self.exchanges.get(request_id)
+            if exchange is not None:
+                exchange.ring(ring.frame)
+
+    def _link_is_up(self) -> None:
+        self.directory.forgive()
+        self.directory.refresh()
+        self._look_at_all()
+
+    def _bell_is_up(self) -> None:
+        """Rings may have been missed: look at everything."""
+        self.directory.refresh()
+        self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        for exchange in self.exchanges.values():
+            exchange.look()
+
+    def _mount_changed(self, state: MountState) -> None:
+        if state.failing:
+            for exchange in self.exchanges.values():
+                if exchange.state is state:
+                    exchange.poke()
+
+    def _answer_doubtful(self, state: MountState, entries: list[Answer]) -> None:
+        """Tell whoever waits that its request lost its place, and may have run."""
+        for _, fields in entries:
+            request_id = wire.peek_id(fields)
+            if request_id is None:
+                continue
+            members = dict(zip(fields[::2], fields[1::2], strict=False))
+            failure = Failure(
+                _number(members.get(b"attempt")),
+                0,
+                "agent-lost",
+                "the queue lost track of who had the request",
+            )
+            reply = state.keys.reply(request_id)
+            self.link.tell("RPUSH", reply, wire.encode_frame(failure))
+            self.link.tell("PEXPIRE", reply, LIST_TTL_MS)
+            sender = members.get(b"from", b"").decode("latin-1")
+            self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
+
+    # Rounds
+
+    async def _sweep(self) -> None:
+        """Look for replies whose ring was missed."""
+        while True:
+            await asyncio.sleep(self.SWEEP)
+            before = self.now() - self.SWEEP
+            overdue: dict[MountState, list[Exchange]] = {}
+            for exchange in self.exchanges.values():
+                if exchange.started < before:
+                    overdue.setdefault(exchange.state, []).append(exchange)
+            for state, exchanges in overdue.items():
+                for start in range(0, len(exchanges), 500):
+                    await self._sweep_batch(state, exchanges[start : start + 500])
+
+    async def _sweep_batch(self, state: MountState, exchanges: list[Exchange]) -> None:
+        """One EXISTS for many lists; only if some exist it matters which."""
+        with contextlib.suppress(LinkError, Exception):
+            found = await self.link.call("EXISTS", *(state.keys.reply(item.request.id) for item in exchanges))
+            if found:
+                for exchange in exchanges:
+                    exchange.look()
+
+    async def _pulse(self) -> None:
+        """Say that this gateway lives, until it does not."""
+        while True:
+            self._beat += 1
+            record = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "version": __version__,
+                "beat": self._beat,
+                "open": len(self.exchanges),
+                "at": round(time.time(), 3),
+            }
+            self.link.tell(
+                "HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":"))
+            )
+            await asyncio.sleep(self.settings.lease / 4)
+
+
+def _number(value: bytes | None) -> int:
+    return int(value) if value and value.isdigit() else 1
