@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from flaskbus.broker import Unavailable
+from flaskbus.broker import Unavailable, connect
 from flaskbus.keys import GROUP, Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
@@ -301,8 +301,7 @@ class Consumer:
             client.close()
 
     def _subscribe(self) -> redis.client.PubSub:
-        from flaskbus.broker import connect
-
-        pubsub = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell").pubsub()
+        client = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell")
+        pubsub: redis.client.PubSub = client.pubsub()  # type: ignore[no-untyped-call]
         pubsub.subscribe(*(served.keys.doorbell(self.agent_id) for served in self._served.values()))
         return pubsub
