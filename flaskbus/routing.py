@@ -26,7 +26,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from urllib.parse import quote, unquote, unquote_to_bytes
 
-from flaskbus.errors import AmbiguousTarget, InvalidRequest, UsageError, WireError
+from flaskbus.errors import AmbiguousTarget, InvalidRequest, UsageError
 
 # What RFC 3986 lets stand raw in a segment, without '*' (a glob) and ';' (which some servers cut off).
 _SEGMENT_SAFE = "!$&'()+,=:@-._~"
@@ -76,13 +76,10 @@ class Mount:
 
     @classmethod
     def from_key(cls, key: str) -> Mount:
-        """A mount from its :attr:`key`. Raises :class:`~flaskbus.errors.WireError` if it is none of ours."""
-        try:
-            mount = cls.from_name("*" + key if key.startswith(".") else key)
-        except UsageError as error:
-            raise WireError(f"not the key of a mount: {error}") from None
+        """A mount from its :attr:`key`. Raises :class:`~flaskbus.errors.UsageError` if it is none of ours."""
+        mount = cls.from_name("*" + key if key.startswith(".") else key)
         if mount.key != key:
-            raise WireError(f"not the key of a mount: {key!r} should be {mount.key!r}")
+            raise UsageError(f"{key!r} is not the key of a mount; did you mean {mount.key!r}?")
         return mount
 
     @property
@@ -99,17 +96,6 @@ class Mount:
     def script_name(self) -> str:
         """``SCRIPT_NAME`` (PEP 3333) before decoding: the prefix, or ``""`` at the root."""
         return "" if self.prefix == "/" else self.prefix
-
-    def script_name_in(self, path: str) -> str:
-        """The part that the mount takes of a path which it matched, as the client spelled it.
-
-        ``/%61pi/x`` is matched by the mount ``/api``, which takes ``/%61pi`` of it.
-        """
-        script_name = self.script_name
-        if path.startswith(script_name):
-            return script_name
-        taken = script_name.count("/") + 1
-        return "/".join(path.split("/", taken)[:taken])
 
     def __str__(self) -> str:
         return self.name
