@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 import redis
@@ -24,12 +24,13 @@ class Channel:
 
     def __init__(self, url: str, name: str, timeout: float) -> None:
         self.name = name
-        self._connection = raw_connection(url, timeout=timeout, name=name)
+        # redis-py does not type its connections.
+        self._connection: Any = raw_connection(url, timeout=timeout, name=name)
 
     def call(self, *command: Argument) -> Any:
         connection = self._connection
         try:
-            connection.send_packed_command([hiredis.pack_command(command)], check_health=False)
+            connection.send_packed_command([hiredis.pack_command(cast(Any, command))], check_health=False)
             return connection.read_response()
         except Unavailable:
             connection.disconnect()

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
 
@@ -167,7 +167,7 @@ class Outbox:
         except redis.exceptions.OutOfMemoryError as error:
             self.finish([Failure(self._request.attempt, self._seq - len(frames), "broker-full", str(error))])
             raise Cancelled from None
-        if not isinstance(outcome, int):
+        if isinstance(outcome, bytes):
             self._not_wanted(outcome)
         self._sizes.extend(len(element) for element in encoded)
         if not self._streaming:
@@ -187,21 +187,22 @@ class Outbox:
             if on_list == 0:
                 self._sizes.clear()  # taken, or nobody wants it: the next push will tell
 
-    def _not_wanted(self, outcome: object) -> None:
+    def _not_wanted(self, outcome: object) -> NoReturn:
         log.debug("request %s is not ours any more (%s)", self._request.id, outcome)
         raise Cancelled
 
-    def _insist(self, script: str, args: list[Argument]) -> object:
+    def _insist(self, script: str, args: list[Argument]) -> int | bytes:
         """Run a script, again after each lost answer: a second run of any of them changes nothing."""
         keys = self._entry.served.keys
         names = [keys.requests, keys.reply(self._request.id)]
-        return self._again(lambda: self._channel.script(script, names, args))
+        answer: int | bytes = self._again(lambda: self._channel.script(script, names, args))
+        return answer
 
     def _insist_call(self, *command: Argument) -> int:
         answer = self._again(lambda: self._channel.call(*command))
         return answer if isinstance(answer, int) else 0
 
-    def _again(self, send: Callable[[], object]) -> object:
+    def _again(self, send: Callable[[], Any]) -> Any:
         delay = 0.02
         while True:
             try:

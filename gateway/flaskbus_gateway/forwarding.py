@@ -8,6 +8,7 @@ sees at most one hop, and a right one, so that werkzeug's ``ProxyFix`` gives wha
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 FORWARDING = frozenset(
@@ -28,6 +29,8 @@ FORWARDING = frozenset(
     }
 )
 """Headers that say where a request came from; only a trusted proxy's reach the app."""
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,=:@%-]+)*")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -107,7 +110,9 @@ def read_origin(
         scheme=proto if proto in ("http", "https") else scheme,
         host=values.get(b"x-forwarded-host", ""),
         port=values.get(b"x-forwarded-port", "") if values.get(b"x-forwarded-port", "").isdigit() else "",
-        prefix=values.get(b"x-forwarded-prefix", "").rstrip("/"),
+        prefix=prefix
+        if _PREFIX.fullmatch(prefix := values.get(b"x-forwarded-prefix", "").rstrip("/"))
+        else "",
     )
 
 

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus.messages import Headers
+from flaskbus.routing import origin_form
 from flaskbus_gateway.forwarding import FORWARDING, Origin, TrustedProxies, read_origin
 
 Scope = MutableMapping[str, Any]
@@ -45,10 +47,8 @@ class Incoming:
     )
 
     def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
-        raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
-        self.path = raw_path.decode("latin-1")
-        query: bytes = scope["query_string"]
-        self.target = f"{self.path}?{query.decode('latin-1')}" if query else self.path
+        raw_path: bytes | None = scope.get("raw_path")
+        self.path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
         peer, port = scope.get("client") or ("", 0)
         server, server_port = scope.get("server") or ("", 0)
         self.client: tuple[str, int] = (peer or "", port or 0)
@@ -57,7 +57,15 @@ class Incoming:
         self.prefix = ""
         self.content_length: int | None = None
         self.host = ""
+        self.headers: list[tuple[bytes, bytes]] = []
         self._read_headers(scope["headers"], scope["http_version"], proxies)
+        if not self.path.startswith("/"):
+            self.path, self.host = origin_form(self.path, self.host)
+            self.headers = [(b"host", self.host.encode("latin-1")), *_without_host(self.headers)]
+        query: bytes = scope["query_string"]
+        # A prefix that a proxy took off was part of what the client asked for.
+        target = self.prefix + self.path
+        self.target = f"{target}?{query.decode('latin-1')}" if query else target
 
     def _read_headers(
         self, headers: Iterable[tuple[bytes, bytes]], http_version: str, proxies: TrustedProxies
@@ -101,12 +109,15 @@ class Incoming:
         said = [(b"x-forwarded-for", origin.client), (b"x-forwarded-proto", origin.scheme)]
         if origin.host:
             self.host = origin.host
-            self.headers = [pair for pair in self.headers if pair[0] != b"host"]
-            self.headers.insert(0, (b"host", origin.host.encode("latin-1")))
+            self.headers = [(b"host", origin.host.encode("latin-1")), *_without_host(self.headers)]
             said.append((b"x-forwarded-host", origin.host))
         if origin.port:
             said.append((b"x-forwarded-port", origin.port))
         self.headers.extend((name, value.encode("latin-1")) for name, value in said)
+
+
+def _without_host(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0] != b"host"]
 
 
 def has_body(scope: Scope, incoming: Incoming) -> bool:

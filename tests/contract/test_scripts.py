@@ -1,0 +1,346 @@
+"""Every row of every script's table of outcomes, on both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from flaskbus.broker import run_script
+from flaskbus.keys import GROUP, LIST_TTL_MS, Keys
+from tests.conftest import Broker
+
+Client = Any
+"""A redis-py client: each of its answers is typed as a union of everything that it can be."""
+
+M = Keys().of("/shop")
+REPLY = M.reply("r1")
+BELL = M.doorbell("gw")
+
+
+@pytest.fixture
+def client(engine: Broker) -> Iterator[Client]:
+    with engine.client() as client:
+        yield client
+
+
+@pytest.fixture
+def stream(client: Client) -> str:
+    client.xgroup_create(M.requests, GROUP, id="0", mkstream=True)
+    return M.requests
+
+
+@pytest.fixture
+def entry(client: Client, stream: str) -> bytes:
+    """An entry that nobody has read yet."""
+    entry_id: bytes = client.xadd(stream, {"id": "r1", "from": "gw"})
+    return entry_id
+
+
+@pytest.fixture
+def taken(client: Client, entry: bytes) -> bytes:
+    """The entry, delivered to the agent ``me``."""
+    client.xreadgroup(GROUP, "me", {M.requests: ">"}, count=1)
+    return entry
+
+
+def finish(client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me", ring: int = 100) -> Any:
+    args = [GROUP, entry_id, consumer, LIST_TTL_MS, BELL, "r1", ring, *(frames or (b"frame",))]
+    return run_script(client, "finish", [M.requests, REPLY], args)
+
+
+def push(client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me") -> Any:
+    args = [GROUP, entry_id, consumer, LIST_TTL_MS, BELL, "r1", *(frames or (b"head",))]
+    return run_script(client, "push", [M.requests, REPLY], args)
+
+
+def withdraw(client: Client, entry_id: bytes) -> Any:
+    return run_script(client, "withdraw", [M.requests], [GROUP, entry_id])
+
+
+def bury(client: Client, entry_id: bytes, *, consumer: str = "me", bell: str = BELL) -> Any:
+    args = [GROUP, entry_id, consumer, 60_000, 10, LIST_TTL_MS, bell, "r1", b"failure", "reason", "bad"]
+    return run_script(client, "bury", [M.requests, M.dead, REPLY], args)
+
+
+def pending(client: Client) -> int:
+    return int(client.xpending(M.requests, GROUP)["pending"])
+
+
+def rings(client: Client) -> redis.client.PubSub:
+    pubsub: redis.client.PubSub = client.pubsub()
+    pubsub.subscribe(BELL)
+    assert pubsub.get_message(timeout=5) is not None
+    return pubsub
+
+
+def heard(pubsub: redis.client.PubSub) -> bytes | None:
+    message = pubsub.get_message(timeout=0.5)
+    pubsub.close()
+    return None if message is None else bytes(message["data"])
+
+
+class TestFinish:
+    def test_done(self, client: Client, taken: bytes) -> None:
+        bell = rings(client)
+        assert finish(client, taken, b"one", b"two") == b"done"
+        assert client.lrange(REPLY, 0, -1) == [b"one", b"two"]
+        assert 0 < client.pttl(REPLY) <= LIST_TTL_MS
+        assert client.xlen(M.requests) == 0
+        assert pending(client) == 0
+        assert heard(bell) == b"r1"
+
+    @pytest.mark.parametrize(("ring", "message"), [(5, b"r1 frame"), (4, b"r1")])
+    def test_a_small_single_frame_travels_with_the_bell(
+        self, client: Client, taken: bytes, ring: int, message: bytes
+    ) -> None:
+        bell = rings(client)
+        assert finish(client, taken, b"frame", ring=ring) == b"done"
+        assert heard(bell) == message
+        assert client.lrange(REPLY, 0, -1) == [b"frame"]
+
+    def test_lost(self, client: Client, taken: bytes) -> None:
+        assert finish(client, taken, consumer="another") == b"lost"
+        assert (client.exists(REPLY), client.xlen(M.requests), pending(client)) == (0, 1, 1)
+
+    def test_finished_after_a_withdrawal(self, client: Client, taken: bytes) -> None:
+        assert withdraw(client, taken) == b"delivered"
+        assert finish(client, taken) == b"finished"
+        assert client.exists(REPLY) == 0
+
+    def test_finished_a_second_time_changes_nothing(self, client: Client, taken: bytes) -> None:
+        finish(client, taken)
+        assert finish(client, taken) == b"finished"
+        assert client.llen(REPLY) == 1
+
+    def test_finished_for_what_was_never_delivered(self, client: Client, entry: bytes) -> None:
+        assert finish(client, entry) == b"finished"
+        assert client.xlen(M.requests) == 1
+
+    def test_gone_without_the_group(self, client: Client, taken: bytes) -> None:
+        client.xgroup_destroy(M.requests, GROUP)
+        assert finish(client, taken) == b"gone"
+        assert client.exists(REPLY) == 0
+
+    def test_gone_without_the_stream(self, client: Client, taken: bytes) -> None:
+        client.delete(M.requests)
+        assert finish(client, taken) == b"gone"
+        assert client.exists(REPLY) == 0
+
+    def test_works_while_the_broker_is_out_of_memory(self, client: Client, taken: bytes) -> None:
+        client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                client.rpush("other", "x")
+            assert finish(client, taken) == b"done"
+        finally:
+            client.config_set("maxmemory", "0")
+        assert client.llen(REPLY) == 1
+
+    def test_another_error_is_raised(self, client: Client) -> None:
+        client.set(M.requests, "text", px=10_000)
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            finish(client, b"1-1")
+
+
+class TestPush:
+    def test_the_length_of_the_list(self, client: Client, taken: bytes) -> None:
+        bell = rings(client)
+        assert push(client, taken, b"head", b"chunk") == 2
+        assert push(client, taken, b"chunk") == 3
+        assert 0 < client.pttl(REPLY) <= LIST_TTL_MS
+        assert pending(client) == 1
+        assert heard(bell) == b"r1"
+
+    def test_lost(self, client: Client, taken: bytes) -> None:
+        assert push(client, taken, consumer="another") == b"lost"
+        assert client.exists(REPLY) == 0
+
+    def test_finished(self, client: Client, taken: bytes) -> None:
+        withdraw(client, taken)
+        assert push(client, taken) == b"finished"
+        assert client.exists(REPLY) == 0
+
+    def test_gone(self, client: Client, taken: bytes) -> None:
+        client.delete(M.requests)
+        assert push(client, taken) == b"gone"
+        assert client.exists(REPLY) == 0
+
+    def test_another_error_is_raised(self, client: Client) -> None:
+        client.set(M.requests, "text", px=10_000)
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            push(client, b"1-1")
+
+
+class TestWithdraw:
+    def test_undelivered(self, client: Client, entry: bytes) -> None:
+        assert withdraw(client, entry) == b"undelivered"
+        assert client.xlen(M.requests) == 0
+        assert client.xreadgroup(GROUP, "me", {M.requests: ">"}) == []
+
+    def test_delivered(self, client: Client, taken: bytes) -> None:
+        assert withdraw(client, taken) == b"delivered"
+        assert (client.xlen(M.requests), pending(client)) == (0, 0)
+
+    def test_finished(self, client: Client, taken: bytes) -> None:
+        finish(client, taken)
+        assert withdraw(client, taken) == b"finished"
+        assert client.llen(REPLY) == 1
+
+    def test_twice(self, client: Client, entry: bytes) -> None:
+        withdraw(client, entry)
+        assert withdraw(client, entry) == b"finished"
+
+    def test_gone_without_the_group(self, client: Client, entry: bytes) -> None:
+        client.xgroup_destroy(M.requests, GROUP)
+        assert withdraw(client, entry) == b"gone"
+        assert client.xlen(M.requests) == 1
+
+    def test_gone_without_the_stream(self, client: Client, entry: bytes) -> None:
+        client.delete(M.requests)
+        assert withdraw(client, entry) == b"gone"
+
+    def test_another_error_is_raised(self, client: Client) -> None:
+        client.set(M.requests, "text", px=10_000)
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            withdraw(client, b"1-1")
+
+
+class TestBury:
+    def test_done(self, client: Client, taken: bytes) -> None:
+        bell = rings(client)
+        assert bury(client, taken) == b"done"
+        ((_, letter),) = client.xrange(M.dead)
+        assert letter == {b"reason": b"bad"}
+        assert 0 < client.pttl(M.dead) <= 60_000
+        assert client.lrange(REPLY, 0, -1) == [b"failure"]
+        assert (client.xlen(M.requests), pending(client)) == (0, 0)
+        assert heard(bell) == b"r1"
+
+    def test_done_with_nobody_to_tell(self, client: Client, taken: bytes) -> None:
+        assert bury(client, taken, bell="") == b"done"
+        assert client.exists(REPLY) == 0
+
+    def test_the_letters_are_bounded(self, client: Client, stream: str) -> None:
+        for _ in range(300):
+            client.xadd(stream, {"id": "r1"})
+        for _, entries in client.xreadgroup(GROUP, "me", {stream: ">"}):
+            for entry_id, _ in entries:
+                assert bury(client, entry_id, bell="") == b"done"
+        # MAXLEN ~ trims whole nodes, of 100 entries by default.
+        assert 10 <= client.xlen(M.dead) <= 210
+
+    def test_lost(self, client: Client, taken: bytes) -> None:
+        assert bury(client, taken, consumer="another") == b"lost"
+        assert client.exists(M.dead, REPLY) == 0
+
+    def test_finished(self, client: Client, taken: bytes) -> None:
+        finish(client, taken)
+        assert bury(client, taken) == b"finished"
+        assert client.exists(M.dead) == 0
+
+    def test_gone(self, client: Client, taken: bytes) -> None:
+        client.delete(M.requests)
+        assert bury(client, taken) == b"gone"
+
+
+def claim(client: Client, name: str, agent: str = "a1", *, replace: bool = False) -> Any:
+    args = [name, int(replace), 60_000, GROUP, agent, '{"beat":1}']
+    return run_script(client, "claim", [M.owner, M.agents, M.requests], args)
+
+
+class TestClaim:
+    def test_claimed(self, client: Client) -> None:
+        assert claim(client, "shop:app") == [b"claimed", b"shop:app"]
+        assert client.hgetall(M.owner) == {b"name": b"shop:app"}
+        assert client.hgetall(M.agents) == {b"a1": b'{"beat":1}'}
+        assert 0 < client.pttl(M.owner) <= 60_000
+        assert [group["name"] for group in client.xinfo_groups(M.requests)] == [GROUP.encode()]
+
+    def test_renewed_by_a_second_agent(self, client: Client) -> None:
+        claim(client, "shop:app")
+        assert claim(client, "shop:app", "a2") == [b"renewed", b"shop:app"]
+        assert client.hlen(M.agents) == 2
+
+    def test_taken(self, client: Client) -> None:
+        claim(client, "shop:app")
+        assert claim(client, "blog:app", "b1") == [b"taken", b"shop:app"]
+        assert client.hkeys(M.agents) == [b"a1"]
+
+    def test_replaced(self, client: Client) -> None:
+        claim(client, "shop:app")
+        assert claim(client, "blog:app", "b1", replace=True) == [b"claimed", b"blog:app"]
+        assert claim(client, "shop:app") == [b"taken", b"blog:app"]
+
+    def test_a_group_that_was_lost_is_not_made_anew(self, client: Client, entry: bytes) -> None:
+        client.xgroup_destroy(M.requests, GROUP)
+        claim(client, "shop:app")
+        assert client.xinfo_groups(M.requests) == []
+
+
+class TestLeave:
+    def leave(self, client: Client, agent: str) -> Any:
+        return run_script(client, "leave", [M.agents, M.requests], [GROUP, agent])
+
+    def test_left(self, client: Client, taken: bytes) -> None:
+        client.hset(M.agents, "me", "{}")
+        finish(client, taken)
+        assert self.leave(client, "me") == [b"left", 0]
+        assert client.hlen(M.agents) == 0
+        assert client.xinfo_consumers(M.requests, GROUP) == []
+
+    def test_pending(self, client: Client, taken: bytes) -> None:
+        client.hset(M.agents, "me", "{}")
+        assert self.leave(client, "me") == [b"pending", 1]
+        assert client.hlen(M.agents) == 0
+        assert pending(client) == 1
+
+    def test_left_without_a_group(self, client: Client) -> None:
+        client.hset(M.agents, "me", "{}")
+        assert self.leave(client, "me") == [b"left", 0]
+
+
+class TestForget:
+    def forget(self, client: Client) -> Any:
+        return run_script(client, "forget", [M.owner, M.agents, M.requests], [])
+
+    def test_kept_while_it_is_owned(self, client: Client) -> None:
+        claim(client, "shop:app")
+        assert self.forget(client) == b"kept"
+        assert client.exists(M.agents, M.requests) == 2
+
+    def test_kept_while_requests_wait(self, client: Client, entry: bytes) -> None:
+        assert self.forget(client) == b"kept"
+        assert client.xlen(M.requests) == 1
+
+    def test_gone(self, client: Client) -> None:
+        claim(client, "shop:app")
+        client.delete(M.owner)
+        assert self.forget(client) == b"gone"
+        assert client.keys("*") == []
+
+
+class TestRepair:
+    def repair(self, client: Client, most: int = 100) -> Any:
+        return run_script(client, "repair", [M.requests], [GROUP, most])
+
+    def test_whole(self, client: Client, entry: bytes) -> None:
+        assert self.repair(client) == [b"whole", []]
+        assert client.xlen(M.requests) == 1
+
+    def test_mended_without_a_stream(self, client: Client) -> None:
+        assert self.repair(client) == [b"mended", []]
+        assert len(client.xinfo_groups(M.requests)) == 1
+
+    def test_doubtful_until_all_entries_are_answered_for(self, client: Client, entry: bytes) -> None:
+        client.xadd(M.requests, {"id": "r2"})
+        client.xgroup_destroy(M.requests, GROUP)
+        outcome, ((entry_id, fields),) = self.repair(client, 1)
+        assert (outcome, entry_id, fields) == (b"doubtful", entry, [b"id", b"r1", b"from", b"gw"])
+        outcome, entries = self.repair(client, 1)
+        assert (outcome, len(entries)) == (b"doubtful", 1)
+        assert client.xinfo_groups(M.requests) == []
+        assert self.repair(client, 1) == [b"mended", []]
+        assert client.xreadgroup(GROUP, "me", {M.requests: ">"}) == []
