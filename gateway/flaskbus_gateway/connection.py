@@ -1,0 +1,305 @@
+"""What gunicorn's connections lack: deadlines for clients, and an end that is prompt and orderly.
+
+A connection is always in one of these conditions. All but the second have a deadline, kept in one
+:class:`Deadlines` of the worker each and looked at once a tick, so a request costs some dict operations
+and no timer:
+
+=========  ==================================================  ====================  ==============================
+condition  since                                               at most               then
+=========  ==================================================  ====================  ==============================
+heading    accept, or the first byte of a later request        header_timeout        408 if a byte came, and close
+(running)  the end of a request's header                       the app's deadlines
+idle       the end of a response, if the connection is kept    keepalive             close
+stalled    the client takes nothing of what was written        idle_timeout          abort
+lingering  the response was out before the request was in      LINGER                close
+=========  ==================================================  ====================  ==============================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.asgi import parser, protocol
+from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
+
+from flaskbus.errors import BusError, InvalidRequest
+
+if TYPE_CHECKING:
+    from flaskbus_gateway.worker import Worker
+
+_gunicorn: Any = protocol  # the stubs leave out what is overridden here
+
+HEADER_LIMIT = 64 * 1024
+"""Largest header in bytes, where it comes in several pieces."""
+
+LINGER = 1.0
+"""Seconds that a client has for what a well-behaved one does at once: hear of a close, or finish a header."""
+
+SERVER = b"flaskbus"
+"""Names us in responses whose app names nobody."""
+
+_gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
+
+
+class Deadlines:
+    """Connections that have ``span`` seconds for something.
+
+    The span is the same for all, so the order of insertion is the order of expiry, and a look costs only what
+    is due. It may be shortened later.
+    """
+
+    __slots__ = ("_since", "span")
+
+    def __init__(self, span: float) -> None:
+        self.span = span
+        self._since: dict[Connection, float] = {}
+
+    def __contains__(self, connection: Connection) -> bool:
+        return connection in self._since
+
+    def start(self, connection: Connection, now: float) -> None:
+        """No effect on one whose time runs already."""
+        self._since.setdefault(connection, now)
+
+    def stop(self, connection: Connection) -> None:
+        self._since.pop(connection, None)
+
+    def take_due(self, now: float) -> list[Connection]:
+        """Those whose time is over; they are not held any longer."""
+        due = []
+        for connection, since in self._since.items():
+            if since + self.span > now:
+                break
+            due.append(connection)
+        for connection in due:
+            del self._since[connection]
+        return due
+
+
+class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
+    """One client's connection: HTTP/1, HTTP/2 or, after an upgrade, a WebSocket."""
+
+    worker: Worker
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self._header_size = 0  # bytes of an unfinished header
+        self._answering = False  # the head of this exchange's response went out
+        self._refused = False  # an error response went out, and nothing follows it
+        self._unsent = 0  # bytes that waited when the client stalled
+        self._farewell: asyncio.Task[None] | None = None
+
+    # A connection's life
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.worker.heading.start(self, self.worker.loop.time())
+        super().connection_made(transport)
+        self.worker.connections.add(self)
+        self._task.add_done_callback(self._settle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for deadlines in self.worker.deadlines:
+            deadlines.stop(self)
+        super().connection_lost(exc)
+        if self._flow_control is not None:
+            # A send() that waits for the client would wait for ever.
+            self._flow_control.resume_writing()
+        if self._awaiting_request:
+            # No need to keep what is over until its task is cancelled.
+            self._request_ready.set()
+        self._settle()
+
+    def _settle(self, _: object = None) -> None:
+        if self._conn_lost_handled and self._task.done():
+            self.worker.forget(self)
+
+    def _cancel_task_if_pending(self) -> None:
+        """The app heard ``http.disconnect`` and ends by itself: cancelled, it would lose track of its request."""
+
+    async def _cancel_http2_streams(self) -> None:
+        if self._h2_tasks:
+            await asyncio.wait(self._h2_tasks)
+
+    # Deadlines
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """All of HTTP/1 comes this way, the tail of pipelined requests too."""
+        try:
+            more: bool = super()._feed_callback_parser(data)
+        except Exception as error:  # noqa: BLE001 - such as int() of a Content-Length of 5,000 digits
+            self.log.debug("refused a request: %r", error)
+            self._refuse(400, "The request cannot be understood.")
+            return False
+        if self._current_request is None and more:
+            self._header_size += len(data)
+            if self._header_size > HEADER_LIMIT:
+                self._refuse(431, f"The header is larger than {HEADER_LIMIT} bytes.")
+                return False
+            self.worker.idle.stop(self)
+            self.worker.heading.start(self, self.worker.loop.time())
+        return more
+
+    def _on_headers_complete(self) -> bool:
+        self._header_size = 0
+        self._answering = False
+        self.worker.heading.stop(self)
+        skip_body: bool = super()._on_headers_complete()
+        request = self._current_request
+        if request.chunked:
+            _check_codings(request.headers_bytes)
+        if request.version < (1, 1):
+            # gunicorn would keep it open without saying so, even where only the close ends the body.
+            request.must_close = True
+        return skip_body
+
+    def _start_http2_stream(self, *args: Any) -> None:
+        self.worker.heading.stop(self)
+        super()._start_http2_stream(*args)
+
+    def _arm_keepalive_timer(self) -> None:
+        if not self._header_size:
+            self.worker.idle.start(self, self.worker.loop.time())
+
+    def _cancel_keepalive_timer(self) -> None:
+        self.worker.idle.stop(self)
+
+    def pause_writing(self) -> None:
+        self._watch_client()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.worker.stalled.stop(self)
+        super().resume_writing()
+
+    def _watch_client(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self.worker.stalled.start(self, self.worker.loop.time())
+
+    def header_overdue(self) -> None:
+        if self._header_size:
+            self._refuse(408, "The request's header did not arrive in time.")
+        self._leave()
+
+    def idle_overdue(self) -> None:
+        if self._current_request is None:
+            self._leave()
+
+    def stalled_overdue(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_client()  # slow, but not gone
+        else:
+            self.transport.abort()
+
+    async def _serve_http_request(self, *args: Any) -> bool:
+        receiver = self._body_receiver
+        keepalive: bool = await super()._serve_http_request(*args)
+        # ASGI: after the response receive() says http.disconnect. gunicorn forgets who waits there.
+        receiver.signal_disconnect()
+        return keepalive
+
+    # Errors
+
+    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+        self._answering = True
+        super()._send_response_start(*args, **kwargs)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        self._send_error_response(status, detail)
+        self._close_transport()
+
+    def _send_error_response(
+        self, status: int, message: str, extra_headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """An error that the app has no part in, as a problem document (RFC 9457)."""
+        if self._answering and self._current_request is not None:
+            return  # it would land in the middle of the app's response
+        self._refused = True
+        title = _gunicorn._REASON_PHRASES.get(status) or HTTPStatus(status).phrase
+        cause = sys.exception()
+        about = _NAMED.get(type(cause)) if cause else None
+        if about:
+            message = f"{about} {message!r}"
+        error = BusError(message, executed="unknown") if status == 500 else InvalidRequest(message)
+        body = json.dumps(error.problem() | {"status": status, "title": title}).encode()
+        head = [
+            f"HTTP/1.1 {status} {title}",
+            f"Server: {SERVER.decode()}",
+            "Content-Type: application/problem+json",
+            f"Content-Length: {len(body)}",
+            *(f"{name}: {value}" for name, value in extra_headers),
+            "Connection: close",
+        ]
+        date: bytes = _gunicorn._get_cached_date_header()
+        self._safe_write("\r\n".join(head).encode("ascii") + b"\r\n" + date + b"\r\n" + body)
+
+    # The end
+
+    def _leave(self) -> None:
+        """Close a connection that has no exchange."""
+        if self.reader is None:
+            self._close_transport()
+            self._request_ready.set()
+        elif self._farewell is None:
+            self._farewell = self.worker.loop.create_task(self._close_http2())
+
+    async def _close_http2(self) -> None:
+        connection = getattr(self, "_h2_conn", None)
+        if connection is not None:
+            await connection.close()  # GOAWAY
+        self.transport.close()
+
+    def _close_transport(self) -> None:
+        receiver = self._body_receiver
+        unread = self._refused or (receiver is not None and not receiver._complete)
+        if unread and not self._closed:
+            self._linger()
+        else:
+            super()._close_transport()
+        if not self._conn_lost_handled and self.transport.get_write_buffer_size():
+            self._watch_client()
+
+    def _linger(self) -> None:
+        """RFC 9112 section 9.6: a close with unread bytes is a reset, which can destroy the response on its way."""
+        self._closed = True
+        self._callback_parser = None  # what still comes is read and dropped
+        self.worker.heading.stop(self)
+        if self._body_receiver is not None:
+            self._body_receiver.signal_disconnect()
+        self._resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.worker.lingering.start(self, self.worker.loop.time())
+
+    def wind_down(self) -> None:
+        """The worker stops: close what nobody waits for. Harmless when called again."""
+        if self._websocket is not None:
+            if self._farewell is None and self._websocket.accepted and not self._websocket.closed:
+                self._farewell = self.worker.loop.create_task(
+                    self._websocket._send_close(CLOSE_GOING_AWAY, "shutting down")
+                )
+                self.worker.loop.call_later(LINGER, self.transport.abort)
+        elif self.reader is not None:
+            if not self._h2_tasks:
+                self._leave()
+        elif self in self.worker.idle:
+            self._leave()
+
+
+def _check_codings(headers: list[tuple[bytes, bytes]]) -> None:
+    """RFC 9112 section 6.1: gunicorn takes ``gzip, chunked`` too, and hands the app what it did not decode."""
+    for name, value in headers:
+        if name == b"transfer-encoding" and value.lower() != b"chunked":
+            raise parser.UnsupportedTransferCoding(value.decode("latin-1"))
+
+
+_NAMED: dict[type[BaseException], str] = {
+    parser.InvalidHeaderName: "invalid header name",
+    parser.InvalidRequestMethod: "invalid method",
+    parser.InvalidHTTPVersion: "unsupported version",
+    parser.UnsupportedTransferCoding: "unsupported transfer coding",
+}
+"""Errors of gunicorn whose text is only what they are about."""

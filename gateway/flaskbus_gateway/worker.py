@@ -1,0 +1,134 @@
+"""gunicorn's ASGI worker with :class:`~flaskbus_gateway.connection.Connection` s.
+
+At shutdown the listeners close first; idle connections and WebSockets (1001) are closed at once, ``heading`` and
+``lingering`` ones after a second, running ones when their response is out, and whatever is left after
+``graceful_timeout``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gunicorn import sock
+from gunicorn.arbiter import Arbiter
+from gunicorn.asgi.lifespan import LifespanManager
+from gunicorn.workers.gasgi import ASGIWorker
+
+from flaskbus_gateway.connection import LINGER, Connection, Deadlines
+
+if TYPE_CHECKING:
+    from flaskbus.settings import GatewaySettings
+
+TICK = 1.0
+"""Seconds between two looks at the deadlines, and two heartbeats to the arbiter."""
+
+
+class Worker(ASGIWorker):
+    """A process that serves.
+
+    Its application has ``settings``, a :class:`~flaskbus.settings.GatewaySettings`. The ASGI app must support
+    lifespan: where its startup fails, the whole server ends with exit code 3.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    _quick_shutdown: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings: GatewaySettings = self.app.settings  # type: ignore[attr-defined]
+        self.connections: set[Connection] = set()
+        self.heading = Deadlines(self.settings.header_timeout)
+        self.idle = Deadlines(self.settings.keepalive)
+        self.stalled = Deadlines(self.settings.idle_timeout)
+        self.lingering = Deadlines(LINGER)
+        self.deadlines = (self.heading, self.idle, self.stalled, self.lingering)
+        self._news = asyncio.Event()
+
+    def handle_exit_signal(self) -> None:
+        super().handle_exit_signal()
+        self._news.set()
+
+    def handle_quit_signal(self) -> None:
+        super().handle_quit_signal()
+        self._news.set()
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is lost and its app has ended."""
+        self.connections.discard(connection)
+        if not self.alive:
+            self._news.set()
+
+    async def _serve(self) -> None:
+        tls = sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self.lifespan = LifespanManager(self.asgi, self.log, self.state)
+        try:
+            await self.lifespan.startup()
+        except RuntimeError as error:
+            self._fail(str(error).removeprefix("Lifespan startup failed: "))
+        for listener in self.sockets:
+            server = await self.loop.create_server(
+                lambda: Connection(self),
+                sock=listener.sock,  # type: ignore[attr-defined]
+                ssl=tls,
+                ssl_handshake_timeout=self.settings.header_timeout if tls else None,
+                ssl_shutdown_timeout=LINGER if tls else None,
+            )
+            self.servers.append(server)
+        tick = min(TICK, *(span / 2 for span in (self.heading.span, self.idle.span) if span))
+        while self.alive and self.ppid == os.getppid():
+            await self._tick(tick)
+        self.alive = False
+        await self._shutdown()
+
+    def _fail(self, reason: str) -> NoReturn:
+        self.log.error("could not start: %s", reason)
+        raise SystemExit(Arbiter.WORKER_BOOT_ERROR)
+
+    async def _tick(self, seconds: float) -> None:
+        """A heartbeat, a look at the deadlines, and a sleep until there is news or the time is over."""
+        self.notify()
+        now = self.loop.time()
+        for connection in self.heading.take_due(now):
+            connection.header_overdue()
+        for connection in self.idle.take_due(now):
+            connection.idle_overdue()
+        for connection in self.stalled.take_due(now):
+            connection.stalled_overdue()
+        for connection in self.lingering.take_due(now):
+            connection.transport.close()
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return
+        self._news.clear()
+
+    async def _shutdown(self) -> None:
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)  # what lies in the sockets was sent before the end
+        for deadlines in (self.heading, self.lingering):
+            deadlines.span = min(deadlines.span, LINGER)
+        await self._drain(self.settings.graceful_timeout, lambda: not self._quick_shutdown)
+        if self.connections:
+            if not self._quick_shutdown:
+                self.log.warning(
+                    "cut off %d connections that did not end in %g s",
+                    len(self.connections),
+                    self.settings.graceful_timeout,
+                )
+            for connection in self.connections:
+                connection.transport.abort()
+            # Their apps hear of the disconnect, and have this time for what they must put in order.
+            await self._drain(LINGER, lambda: True)
+        assert self.lifespan is not None
+        await self.lifespan.shutdown()
+
+    async def _drain(self, seconds: float, patient: Callable[[], bool]) -> None:
+        end = self.loop.time() + seconds
+        while self.connections and patient() and (left := end - self.loop.time()) > 0:
+            for connection in tuple(self.connections):
+                connection.wind_down()
+            await self._tick(min(left, 0.1))
