@@ -9,6 +9,7 @@ from typing import Any
 
 from flaskbus import errors
 from flaskbus.messages import Chunk, Reply, Request
+from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import ClientGone, Exchange
@@ -126,7 +127,7 @@ class Gateway:
         incoming = Incoming(scope, self.proxies)
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
-            raise await self._unknown(board, incoming)
+            mount = await self._look_again(board, incoming)
         state = board.directory.states[mount]
         if state.waiting >= self.settings.queue_limit:
             raise errors.QueueFull(
@@ -155,15 +156,20 @@ class Gateway:
             body=body,
         )
 
-    async def _unknown(self, board: Switchboard, incoming: Incoming) -> errors.BusError:
-        if not board.directory.known.is_set():
-            await board.link_up()
-            return errors.BrokerUnavailable("the mounts are not known yet", retry_after=1)
+    async def _look_again(self, board: Switchboard, incoming: Incoming) -> Mount:
+        """The mount, if it was claimed a moment ago; :class:`~flaskbus.errors.UnknownMount` if not."""
+        try:
+            await asyncio.wait_for(board.directory.fresh(), board.BROKER_WAIT)
+        except TimeoutError:
+            raise errors.BrokerUnavailable("the mounts cannot be looked up", retry_after=1) from None
+        mount = board.directory.table.match(incoming.host, incoming.path)
+        if mount is not None:
+            return mount
         detail = "no app is mounted here"
         if self.settings.development:
             first = "/" + incoming.path.lstrip("/").partition("/")[0]
             detail += f"; this would mount one: flaskbus-agent MODULE:APP --prefix {first}"
-        return errors.UnknownMount(detail)
+        raise errors.UnknownMount(detail)
 
     async def _read_body(self, incoming: Incoming, receive: Receive) -> bytes:
         limit = self.settings.body_limit

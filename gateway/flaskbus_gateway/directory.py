@@ -21,7 +21,10 @@ from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
 log = logging.getLogger("flaskbus.gateway")
 
 ROUND = 1.0
-"""Seconds between two looks at the registry."""
+"""Seconds between two looks at the registry, if nothing is heard."""
+
+PAUSE = 0.05
+"""Seconds between two looks, however much is heard."""
 
 
 @dataclass(slots=True)
@@ -110,6 +113,9 @@ class Directory:
         self.known = asyncio.Event()
         """Set after the first complete look."""
         self._news = asyncio.Event()
+        self._begun = 0
+        self._done = 0
+        self._progress = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -125,6 +131,13 @@ class Directory:
         """Look now and not at the next round."""
         self._news.set()
 
+    async def fresh(self) -> None:
+        """Wait for a look that began after now: a mount that was claimed before is known then."""
+        wanted = self._begun + 1
+        self._news.set()
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._done >= wanted)
+
     def forgive(self) -> None:
         now = self.link.loop.time()
         for state in self.states.values():
@@ -133,6 +146,7 @@ class Directory:
     async def _run(self) -> None:
         while True:
             self._news.clear()
+            self._begun += 1
             try:
                 await self.look()
             except LinkError:
@@ -140,6 +154,10 @@ class Directory:
                 continue
             except AnswerError as error:
                 log.warning("the registry cannot be read: %s", error)
+            async with self._progress:
+                self._done = self._begun
+                self._progress.notify_all()
+            await asyncio.sleep(PAUSE)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), ROUND)
 

@@ -1,0 +1,147 @@
+"""Test an app as its users will meet it: through a real gateway, a real broker and an agent.
+
+A pytest plugin, loaded by pytest wherever flaskbus is installed::
+
+    def test_cart(flaskbus_mount):
+        url = flaskbus_mount(app, prefix="/shop")
+        assert httpx.get(f"{url}/cart").status_code == 200
+
+The broker is an embedded one of the session's own, and nothing has to be installed or running.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flaskbus.errors import StartError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+__all__ = ["Bus", "flaskbus_bus", "flaskbus_mount", "running_bus"]
+
+START_TIMEOUT = 15.0
+"""Seconds that the gateway may take to answer its first request."""
+
+
+class Bus:
+    """A running gateway and the broker behind it.
+
+    ``url`` is where the gateway listens, without a final slash; ``broker_url`` is for redis-cli and the like.
+    """
+
+    def __init__(self, url: str, broker_url: str) -> None:
+        self.url = url
+        self.broker_url = broker_url
+
+    @contextmanager
+    def mount(
+        self, app: WSGIApplication, prefix: str = "/", *, host: str = "", name: str = "", **settings: Any
+    ) -> Iterator[str]:
+        """Serve an app from threads of this process; gives its URL, and unmounts it at the end.
+
+        ``settings`` are fields of :class:`~flaskbus.settings.AgentSettings`, such as ``threads``.
+        """
+        from flaskbus_agent.inprocess import InProcessAgent
+
+        from flaskbus.broker import connect
+        from flaskbus.keys import Keys
+        from flaskbus.registry import Registry
+        from flaskbus.routing import Mount
+        from flaskbus.settings import AgentSettings
+
+        mount = Mount.parse(prefix, host)
+        agent = InProcessAgent(
+            AgentSettings(redis=self.broker_url, **settings),
+            {mount: app},
+            {mount: name or f"test-{id(app):x}"},
+        )
+        agent.start()
+        try:
+            yield self.url + mount.script_name
+        finally:
+            agent.stop(10.0)
+            with connect(self.broker_url) as client:
+                Registry(client, Keys()).unmount(mount)
+
+
+@contextmanager
+def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
+    """A gateway process in front of a broker that runs already.
+
+    ``settings`` are fields of :class:`~flaskbus.settings.GatewaySettings`. Raises
+    :class:`~flaskbus.errors.StartError` with the gateway's own words where it does not start.
+    """
+    port = settings.pop("port", None) or _free_port()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "flaskbus_gateway", f"--port={port}", *options],
+        env={**os.environ, "FLASKBUS_REDIS_URL": broker_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    listener = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
+    listener.start()
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _accepts(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                listener.join(5.0)
+                raise StartError(f"the gateway did not start: {''.join(said).strip()}")
+            time.sleep(0.02)
+        yield Bus(f"http://127.0.0.1:{port}", broker_url)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        listener.join(5.0)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="session")
+def flaskbus_bus() -> Iterator[Bus]:
+    """A gateway and an embedded broker for the session."""
+    from flaskbus import embedded
+
+    with embedded.start() as broker, running_bus(broker.url) as bus:
+        yield bus
+
+
+@pytest.fixture
+def flaskbus_mount(flaskbus_bus: Bus) -> Iterator[Callable[..., str]]:
+    """``flaskbus_mount(app, prefix="/", host="", **settings) -> url``; everything is unmounted after the test."""
+    with ExitStack() as stack:
+
+        def mount(app: WSGIApplication, prefix: str = "/", **settings: Any) -> str:
+            return stack.enter_context(flaskbus_bus.mount(app, prefix, **settings))
+
+        yield mount
