@@ -1,0 +1,1 @@
+"""The commands of ``flaskbus``, one module each; :mod:`flaskbus.cli` puts them together."""
