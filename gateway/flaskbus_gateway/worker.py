@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 TICK = 1.0
 """Seconds between two looks at the deadlines, and two heartbeats to the arbiter."""
 
+SETTLE = 3.0
+"""Seconds that the app has at the very end, after its connections were cut off."""
+
 
 class Worker(ASGIWorker):
     """A process that serves.
@@ -121,8 +124,8 @@ class Worker(ASGIWorker):
                 )
             for connection in self.connections:
                 connection.transport.abort()
-            # Their apps hear of the disconnect, and have this time for what they must put in order.
-            await self._drain(LINGER, lambda: True)
+            # The app hears of the disconnects, and has this time for what it must put in order.
+            await self._drain(SETTLE, lambda: True)
         assert self.lifespan is not None
         await self.lifespan.shutdown()
 
