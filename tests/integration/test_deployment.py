@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ COMPOSE_BROKER = "redis://redis:6379/0"
 Services = dict[str, dict[str, Any]]
 
 
-def tool(name: str) -> str:
+def tool(name: str) -> Path:
     """A program of the dependency group ``deploy``, from the environment that the tests run in."""
-    found: str | None = shutil.which(name, path=str(Path(sys.executable).parent))
-    if found is None:
+    program = Path(sys.executable).with_name(name)
+    if not program.exists():
         pytest.skip(f"{name} is not installed: python -m pip install --group deploy")
-    return found
+    return program
 
 
 def output(*command: str | Path, **options: Any) -> str:
@@ -332,7 +333,7 @@ def test_services_work_together(images: dict[str, Image], services: Services, tm
             launch(name, images["agents"])
         for name in OURS:
             image = images["gateway" if name == "gateway" else "agents"]
-            wait_for(lambda name=name, image=image: healthy(name, image), f"{name} is healthy")  # type: ignore[misc]
+            wait_for(partial(healthy, name, image), f"{name} is healthy")
 
         with httpx.Client(base_url=f"http://127.0.0.1:{public}", follow_redirects=True) as client:
             assert "Stoneware mug" in client.get("/shop/").text
