@@ -56,7 +56,8 @@ def output(*command: str | Path, **options: Any) -> str:
         [*map(str, command)], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, **options
     )
     assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    text: str = done.stdout
+    return text
 
 
 @pytest.fixture(scope="module")
