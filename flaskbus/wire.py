@@ -98,7 +98,7 @@ def encode_request(request: Request) -> list[str | bytes | int]:
     )
     # fmt: off
     fields: list[str | bytes | int] = [
-        "id", request.id, "method", request.method, "target", request.target, "from", request.gateway,
+        "id", request.id, "method", request.method, "target", request.target.encode("latin-1"), "from", request.gateway,
         "ttl", request.ttl, "attempt", request.attempt,
     ]
     # fmt: on
