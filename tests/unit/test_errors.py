@@ -9,7 +9,7 @@ import pytest
 from flaskbus import errors
 
 
-def descendants(kind: type) -> Iterator[type]:
+def descendants(kind: type[errors.BusError]) -> Iterator[type[errors.BusError]]:
     for child in kind.__subclasses__():
         yield child
         yield from descendants(child)

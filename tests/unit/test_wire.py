@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from flaskbus.errors import WireError
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request, Ring
 
 FRAMES: list[tuple[Frame, list[Any]]] = [
-    (Head(1, 0, 200, ((b"Content-Type", b"text/plain"),), "ag"), [1, 1, 1, 0, 200, [b"Content-Type", b"text/plain"], "ag"]),
+    (Head(1, 0, 200, ((b"X-Name", b"value"),), "ag"), [1, 1, 1, 0, 200, [b"X-Name", b"value"], "ag"]),
     (Chunk(2, 7, b"\x00data"), [1, 2, 2, 7, b"\x00data"]),
     (End(1, 9), [1, 3, 1, 9]),
     (Failure(3, 0, "app-error", "it raised"), [1, 4, 3, 0, "app-error", "it raised"]),
@@ -71,7 +72,7 @@ requests = st.builds(
 
 
 def stored(fields: Sequence[str | bytes | int]) -> list[bytes]:
-    """What Redis gives back of fields that were given to XADD; text other than ASCII leaves as UTF-8."""
+    """What Redis gives back of fields that were given to XADD."""
     return [field if isinstance(field, bytes) else str(field).encode("utf-8") for field in fields]
 
 
@@ -87,10 +88,8 @@ class TestFrames:
 
     @given(st.binary(max_size=300))
     def test_any_bytes_are_a_frame_or_a_wire_error(self, data: bytes) -> None:
-        try:
+        with contextlib.suppress(WireError):
             wire.decode_frame(data, max_size=1 << 20)
-        except WireError:
-            pass
 
     @given(frames, st.data())
     def test_a_cut_frame_is_a_wire_error(self, frame: Frame, data: st.DataObject) -> None:
@@ -142,7 +141,7 @@ class TestRequests:
         assert fields[::2] == [
             "id", "method", "target", "from", "ttl", "attempt", "traceparent", "head", "body",
         ]  # fmt: skip
-        assert fields[1:14:2] == ["abc1", "POST", "/shop/a%20b?x=1", "host-1-ab", 30_000, 2, "00-aa-bb-01"]
+        assert fields[1:14:2] == ["abc1", "POST", b"/shop/a%20b?x=1", "host-1-ab", 30_000, 2, "00-aa-bb-01"]
         assert wire.decode_request(stored(fields), max_body=10) == REQUEST
 
     def test_no_traceparent_takes_no_room(self) -> None:
@@ -150,13 +149,7 @@ class TestRequests:
 
     @given(requests)
     def test_there_and_back(self, request: Request) -> None:
-        fields = [
-            field.encode("latin-1") if name == "target" and isinstance(field, str) else field
-            for name, field in zip(
-                [None, *wire.encode_request(request)], wire.encode_request(request), strict=False
-            )
-        ]
-        assert wire.decode_request(stored(fields), max_body=1 << 20) == request
+        assert wire.decode_request(stored(wire.encode_request(request)), max_body=1 << 20) == request
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -184,10 +177,8 @@ class TestRequests:
 
     @given(st.lists(st.binary(max_size=50), max_size=20))
     def test_any_fields_are_a_request_or_a_wire_error(self, fields: list[bytes]) -> None:
-        try:
+        with contextlib.suppress(WireError):
             wire.decode_request(fields, max_body=100)
-        except WireError:
-            pass
 
     @pytest.mark.parametrize(
         ("fields", "found"),
