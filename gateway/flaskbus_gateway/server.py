@@ -58,8 +58,8 @@ def serve(
     is a HUP. Raises :class:`~flaskbus.errors.StartError` (the address, the certificate, a file) and
     :class:`~flaskbus.errors.UsageError`.
     """
+    check_tls(settings)
     application = Application(settings, factory, reread or (lambda: settings))
-    check_tls(application)
     _raise_file_limit(settings.open_limit)
     try:
         arbiter = GatewayArbiter(application, Files([*watch, *_own_code()]) if settings.reload else None)
@@ -135,9 +135,8 @@ def bind_address(settings: GatewaySettings) -> str:
     return f"[{host.strip('[]')}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
 
 
-def check_tls(application: Application) -> None:
+def check_tls(settings: GatewaySettings) -> None:
     """Raises where the certificate or the key cannot be used, before anything is started with them."""
-    settings = application.settings
     if settings.http2 and not settings.certfile:
         raise UsageError("--http2 needs TLS: give --certfile (and --keyfile)")
     if settings.keyfile and not settings.certfile:
@@ -150,7 +149,8 @@ def check_tls(application: Application) -> None:
         except OSError as error:
             raise StartError(f"cannot read {path}: {error.strerror}") from None
     try:
-        sock.ssl_context(application.cfg)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.certfile, settings.keyfile or None)
     except ssl.SSLError as error:
         reason = "they do not belong together" if "MISMATCH" in (error.reason or "") else "no valid PEM"
         files = " and ".join(filter(None, (settings.certfile, settings.keyfile)))
@@ -205,16 +205,13 @@ class GatewayArbiter(Arbiter):
         before = self.app.settings
         try:
             after = self.app.reread()
-            if bind_address(after) != bind_address(before):
-                log.warning("another address is listened on after the next start only")
-            self.app.settings = replace(after, host=before.host, port=before.port)
-            self.app.load_config()
-            check_tls(self.app)
+            check_tls(after)
         except OperatorError as error:
-            self.app.settings = before
-            self.app.load_config()
             log.error("not reloaded: %s", error)
             return
+        if bind_address(after) != bind_address(before):
+            log.warning("another address is listened on after the next start only")
+        self.app.settings = replace(after, host=before.host, port=before.port)
         log.info("reloading")
         super().handle_hup()
 
