@@ -148,7 +148,7 @@ def start(environ: Mapping[str, str] | None = None) -> EmbeddedBroker:
 
 def _launch(server: Server) -> EmbeddedBroker:
     directory = Path(tempfile.mkdtemp(prefix="flaskbus-"))
-    port = _free_port()
+    port = free_port()
     options = {
         "port": str(port),
         "bind": "127.0.0.1",
@@ -189,7 +189,8 @@ def _answers(broker: EmbeddedBroker) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on at this moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
