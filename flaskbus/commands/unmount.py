@@ -1,0 +1,61 @@
+"""``flaskbus unmount``: forget a mount whose agents will not come back."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from flaskbus.commands.tools import Bus, known_mount, with_bus
+from flaskbus.errors import OperatorError
+from flaskbus.options import FlaskbusCommand
+from flaskbus.survey import MountView, survey
+
+
+@click.command(
+    "unmount",
+    cls=FlaskbusCommand,
+    short_help="Forget a mount: it answers 404 from now on.",
+    examples="""
+    flaskbus unmount /myapp
+    flaskbus unmount shop.example.com/api --yes
+    """,
+)
+@with_bus
+@click.argument("mount")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even though agents are alive.")
+def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
+    """Forget MOUNT: requests to it are answered 404 at once, and not held until --mount-ttl is over.
+
+    Agents that are alive would bring it back with their next heartbeat, so stop them first. Requests that
+    wait are not lost by it: their gateways answer them at their deadline.
+    """
+    where = known_mount(bus, mount)
+    [view] = survey(bus.client, bus.keys, [where])
+    alive = view.serving(time.time(), bus.settings.lease)
+    if alive and not force:
+        raise OperatorError(
+            f"{_count(len(alive), 'agent')} of {where.name} seem alive ({', '.join(one.id for one in alive)}) "
+            "and would bring it back with the next heartbeat; stop them first, or say --force"
+        )
+    if not yes and not click.confirm(question(view), default=False):
+        click.echo("nothing was changed", err=True)
+        return 1
+    bus.registry.unmount(where)
+    click.echo(f"{where.name} is no longer mounted")
+    return 0
+
+
+def question(view: MountView) -> str:
+    held = [
+        f"{_count(number, 'request')} {what}"
+        for number, what in ((view.waiting, "waiting"), (view.running, "running"))
+        if number
+    ]
+    fate = f" with {' and '.join(held)}, to be answered at the deadline" if held else ""
+    return f"Unmount {view.mount.name} of the app {view.owner or '(unknown)'}{fate}?"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
