@@ -150,7 +150,9 @@ class Registry:
         """Forget the mount: gateways answer 404 from their next round on. Its agents, if any, bring it back."""
         keys = self.keys.of(mount.key)
         self.client.delete(keys.owner, keys.agents)
-        self.client.srem(self.keys.mounts, mount.key)
+        # With requests still waiting, gateways forget it when the last of them is gone.
+        if run_script(self.client, "forget", [keys.owner, keys.agents, keys.requests], []) == b"gone":
+            self.client.srem(self.keys.mounts, mount.key)
         self.client.publish(self.keys.news, mount.key)
 
 

@@ -52,13 +52,12 @@ class Bus:
 
         ``settings`` are fields of :class:`~flaskbus.settings.AgentSettings`, such as ``threads``.
         """
-        from flaskbus_agent.inprocess import InProcessAgent
-
         from flaskbus.broker import connect
         from flaskbus.keys import Keys
         from flaskbus.registry import Registry
         from flaskbus.routing import Mount
         from flaskbus.settings import AgentSettings
+        from flaskbus_agent.inprocess import InProcessAgent
 
         mount = Mount.parse(prefix, host)
         agent = InProcessAgent(
@@ -83,10 +82,10 @@ def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
     :class:`~flaskbus.errors.StartError` with the gateway's own words where it does not start.
     """
     port = settings.pop("port", None) or _free_port()
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    variables = {f"FLASKBUS_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "flaskbus_gateway", f"--port={port}", *options],
-        env={**os.environ, "FLASKBUS_REDIS_URL": broker_url},
+        [sys.executable, "-m", "flaskbus_gateway", f"--port={port}"],
+        env={**os.environ, **variables, "FLASKBUS_REDIS_URL": broker_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,7 +95,7 @@ def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
     listener.start()
     try:
         deadline = time.monotonic() + START_TIMEOUT
-        while not _accepts(port):
+        while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 listener.join(5.0)
@@ -122,9 +121,14 @@ def _free_port() -> int:
         return port
 
 
-def _accepts(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+def _answers(port: int) -> bool:
+    """Whether there is an answer to HTTP, whatever it is."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1.0) as sock:
+            sock.sendall(b"GET http://[ HTTP/1.0\r\n\r\n")
+            return sock.recv(1) != b""
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")

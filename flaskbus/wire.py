@@ -44,7 +44,7 @@ def _unpack(data: bytes, max_size: int) -> Any:
     try:
         return msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise WireError(f"not msgpack of ours: {error}") from None
+        raise WireError(f"not msgpack of ours: {error or type(error).__name__}") from None
 
 
 def _array(data: bytes, max_size: int, what: str) -> list[Any]:

@@ -35,7 +35,7 @@ class Pulse:
     seen: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class MountState:
     """One mount, as this gateway sees it."""
 

@@ -47,6 +47,7 @@ class Exchange:
         "_attempt",
         "_board",
         "_dirty",
+        "_expired",
         "_fetching",
         "_frames",
         "_look_again",
@@ -86,29 +87,38 @@ class Exchange:
         self._dirty = False  # something may lie on the list
         self._fetching = False
         self._look_again = False
+        self._expired = False
 
     # Sending
 
     async def send(self) -> None:
         """Put the request on the stream of its mount."""
-        command = ("XADD", self.state.keys.requests, "*", *wire.encode_request(self.request))
-        try:
-            self.entry_id = await self._board.link.call(*command)
-        except LinkLost:
-            # It may be in the stream: the reply, or the deadline, will tell.
-            self._dirty = True
-        except LinkDown:
-            await self._board.link_up()
+        # A stream without its group would take requests that nobody can read.
+        command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *wire.encode_request(self.request))
+        board = self._board
+        deadline = self.started + board.BROKER_WAIT
+        while True:
             try:
-                self.entry_id = await self._board.link.call(*command)
-            except LinkDown as error:
-                raise errors.BrokerUnavailable(str(error), retry_after=1) from None
+                self.entry_id = await board.link.call(*command)
             except LinkLost:
+                # It may be in the stream: the reply, or the deadline, will tell.
                 self._dirty = True
+                return
+            except LinkDown as error:
+                if board.now() > deadline:
+                    raise errors.BrokerUnavailable(str(error), retry_after=1) from None
+                await board.link_up()
+                continue
             except AnswerError as error:
                 raise _refused(error) from None
-        except AnswerError as error:
-            raise _refused(error) from None
+            if self.entry_id is not None:
+                return
+            # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
+            if board.now() > deadline:
+                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
+            await board.directory.fresh()
+            if self.state.mount not in board.directory.states:
+                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
 
     # Receiving
 
@@ -247,9 +257,9 @@ class Exchange:
                 if self.holding and self.state.failing:
                     raise TimeoutError
                 if timer is None:
-                    timer = loop.call_later(timeout, self._wake)
-                    deadline = loop.time() + timeout
-                elif loop.time() >= deadline:
+                    self._expired = False
+                    timer = loop.call_later(timeout, self._expire)
+                elif self._expired:
                     raise TimeoutError
                 self._waiter = loop.create_future()
                 await self._waiter
@@ -257,6 +267,10 @@ class Exchange:
             self._waiter = None
             if timer is not None:
                 timer.cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -89,7 +89,12 @@ class Switchboard:
         """Run a coroutine beside the exchanges, until it ends or the switchboard is closed."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("work of the gateway failed", exc_info=error)
 
     # Exchanges
 
