@@ -9,7 +9,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
-from werkzeug.debug import DebuggedApplication
 
 from flaskbus.errors import AppImportError
 from flaskbus.routing import Mount
@@ -120,6 +119,9 @@ class AgentApplication(BaseApplication):
         self._facts.setdefault("keys", {})[app.mount.key] = key_fingerprint(imported, app.mount.key)
         if not self.settings.debugger:
             return imported
+        # Nobody else should pay a tenth of a second for it.
+        from werkzeug.debug import DebuggedApplication
+
         debugged = DebuggedApplication(imported, evalex=True)
         self.pins.add(str(debugged.pin))
         return debugged

@@ -8,19 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
-
-from watchfiles import PythonFilter, watch
-from watchfiles.main import FileChange
+from typing import TYPE_CHECKING, NoReturn
 
 from flaskbus_agent.log import AgentLogger
+
+if TYPE_CHECKING:
+    from watchfiles.main import FileChange
 
 TEMPLATES = (".html", ".jinja", ".jinja2", ".j2", ".env")
 """What is loaded anew beside Python files: Flask keeps templates while it is not in debug mode."""
 OURS = ("flaskbus", "flaskbus_agent", "flaskbus_gateway")
-LOOK_MS = 1000
+LOOK_MS = 250
 """How often the watcher looks whether its supervisor still lives."""
 
 
@@ -58,27 +57,32 @@ def _run(supervisor: int, log: AgentLogger) -> NoReturn:
     # A Ctrl-C reaches the whole process group, and the supervisor then ends this process.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # Here, so that no other process carries it.
+    from watchfiles import PythonFilter, watch
+
     directories = source_directories()
-    log.info("Watching %s for changes", ", ".join(map(str, directories)))
     changes = watch(
         *directories,
         watch_filter=PythonFilter(ignore_paths=[sys.prefix], extra_extensions=TEMPLATES),
+        debounce=200,
         rust_timeout=LOOK_MS,
         yield_on_timeout=True,
         ignore_permission_denied=True,
-        debounce=200,
     )
+    announced = False
     try:
         for changed in changes:
             if os.getppid() != supervisor:
                 break
+            if not announced:
+                # Not before: the watch begins with the first look.
+                log.info("Watching %s for changes", ", ".join(map(str, directories)))
+                announced = True
             if changed:
                 log.info("%s changed, loading anew", _names(changed))
                 os.kill(supervisor, signal.SIGHUP)
     except Exception:
-        log.exception("the source files cannot be watched")
-        with suppress(OSError):
-            sys.stderr.flush()
+        log.exception("The source files cannot be watched")
     os._exit(0)
 
 
