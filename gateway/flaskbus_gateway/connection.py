@@ -240,17 +240,9 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
 
     def _leave(self) -> None:
         """Close a connection that has no exchange."""
-        if self.reader is None:
-            self._close_transport()
+        self._close_transport()
+        if self._request_ready is not None:
             self._request_ready.set()
-        elif self._farewell is None:
-            self._farewell = self.worker.loop.create_task(self._close_http2())
-
-    async def _close_http2(self) -> None:
-        connection = getattr(self, "_h2_conn", None)
-        if connection is not None:
-            await connection.close()  # GOAWAY
-        self.transport.close()
 
     def _close_transport(self) -> None:
         receiver = self._body_receiver
@@ -275,16 +267,16 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self.worker.lingering.start(self, self.worker.loop.time())
 
     def wind_down(self) -> None:
-        """The worker stops: close what nobody waits for. Harmless when called again."""
+        """The worker stops: close what nobody waits for. Harmless when called again.
+
+        HTTP/2 needs no help: gunicorn looks every second whether its last stream has ended.
+        """
         if self._websocket is not None:
             if self._farewell is None and self._websocket.accepted and not self._websocket.closed:
                 self._farewell = self.worker.loop.create_task(
                     self._websocket._send_close(CLOSE_GOING_AWAY, "shutting down")
                 )
                 self.worker.loop.call_later(LINGER, self.transport.abort)
-        elif self.reader is not None:
-            if not self._h2_tasks:
-                self._leave()
         elif self in self.worker.idle:
             self._leave()
 

@@ -6,6 +6,8 @@ path               answer
 /wait              nothing until the file named by the query exists; the log says how it ended
 /stream            64 pieces, each as many bytes as the query says
 /early             413 with nothing of the body read
+/open              the head and a piece of a response, and the rest once the client has gone
+/watch             at once; whether receive() then says http.disconnect is logged
 /half              the head and a piece of a response, and no more
 /fail              an exception
 anything else      the scope and the body as JSON
@@ -79,6 +81,15 @@ async def http(scope: Message, receive: Receive, send: Send) -> None:
             log.info("probe stream over")
         case "/early":
             await answer(send, 413, b"too large")
+        case "/open":
+            await start(send, 200, [])
+            await send({"type": "http.response.body", "body": b"open", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            await send({"type": "http.response.body"})
+        case "/watch":
+            await answer(send, 200, b"")
+            background.add(asyncio.ensure_future(watch(receive)))
         case "/half":
             await start(send, 200, [(b"content-length", b"10")])
             await send({"type": "http.response.body", "body": b"half.", "more_body": True})
@@ -97,6 +108,15 @@ async def http(scope: Message, receive: Receive, send: Send) -> None:
             shown["body"] = body.decode("latin-1")
             shown["pid"] = os.getpid()
             await answer(send, 200, json.dumps(shown).encode())
+
+
+background: set[asyncio.Future[None]] = set()
+
+
+async def watch(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    log.info("probe heard the end of the response")
 
 
 async def waited(path: Path, receive: Receive) -> str:

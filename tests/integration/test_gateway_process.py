@@ -198,14 +198,17 @@ def test_dripping_header_is_answered_408(tmp_path: Path) -> None:
 
 def test_dripping_header_of_a_later_request_is_answered_408(tmp_path: Path) -> None:
     with Server(tmp_path, header_timeout=0.3) as server, server.connect() as client:
-        # Pipelined and on its own: these take two ways through the server.
+        assert client.request("/").status == 200
+        client.send(b"G")
+        assert client.answer().status == 408
+
+
+def test_dripping_header_of_a_pipelined_request_is_answered_408(tmp_path: Path) -> None:
+    """It is not an idle connection, although the first request's response has just gone out."""
+    with Server(tmp_path, header_timeout=0.6, keepalive=0.2) as server, server.connect() as client:
         client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\nGET /")
         assert client.answer().status == 200
         assert client.answer().status == 408
-        with server.connect() as client:
-            assert client.request("/").status == 200
-            client.send(b"G")
-            assert client.answer().status == 408
 
 
 def test_idle_connection_outlives_the_header_deadline(tmp_path: Path) -> None:
@@ -320,6 +323,19 @@ def test_tls(tmp_path: Path, certificate: tuple[Path, Path], http2: bool, versio
             assert client.get("/stream?10").content == b"x" * 640
             # The client keeps its connection, and so does the server until it ends.
             assert server.end() < PROMPT
+
+
+def test_an_idle_http2_connection_outlives_the_header_deadline(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    server = Server(tmp_path, certfile=str(cert), keyfile=str(key), http2=True, header_timeout=0.5)
+    with server, httpx.Client(http2=True, verify=trusting(cert), base_url=server.url) as client:
+        first = client.get("/").json()["client"]
+        for _ in range(2):
+            with server.connect() as silent:
+                assert silent.rest() == b""
+        assert client.get("/").json()["client"] == first
 
 
 def test_silent_tls_connections_are_closed(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

@@ -167,10 +167,19 @@ def test_server_and_date(client: Client) -> None:
 
 
 def test_a_bad_chunk_does_not_answer_in_the_middle_of_a_response(client: Client) -> None:
-    client.send(chunked(b"").replace(b" / ", b" /stream?10 "))
-    client.read_until(b"x" * 10)
+    client.send(chunked(b"").replace(b" / ", b" /open "))
+    client.read_until(b"open")
     client.send(b"zz\r\n")
     assert b"HTTP/1.1" not in client.rest()
+
+
+def test_whoever_waits_for_the_client_to_leave_is_told_that_the_response_is_over(
+    server: Server, client: Client
+) -> None:
+    """Also where the connection stays open, or a task for every request would stay with it."""
+    assert client.request("/watch").status == 200
+    server.logged("probe heard the end of the response")
+    assert client.request("/").status == 200
 
 
 def test_an_app_that_fails_is_a_problem_document(client: Client) -> None:
