@@ -49,11 +49,8 @@ class SettingOption(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
-        if record is None:
-            return None
-        default = f"default: {self.default_text}" if self.default_text else ""
-        notes = "; ".join(filter(None, (default, f"env: {', '.join(self.variables)}")))
-        return record[0], f"{self.help}  [{notes}]"
+        notes = f"default: {self.default_text}; env: {', '.join(self.variables)}"
+        return record and (record[0], f"{self.help}  [{notes}]")
 
 
 def settings_options(

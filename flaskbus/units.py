@@ -30,8 +30,9 @@ def seconds(value: object) -> float:
     if isinstance(value, str):
         text = value.strip().lower()
         if _DURATION.fullmatch(text):
-            return math.fsum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
-        value = float(text)
+            value = math.fsum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+        else:
+            value = float(text)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"not a duration: {value!r}")
     return float(value)
@@ -47,9 +48,11 @@ def size(value: object) -> int:
         if not match or match[2] not in _BYTES:
             raise ValueError(f"not a size: {value!r}")
         value = float(match[1]) * _BYTES[match[2]] if "." in match[1] else int(match[1]) * _BYTES[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != math.floor(value):
-        raise ValueError(f"not a size: {value!r}")
-    return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"not a size: {value!r}")  # noqa: TRY004 - one error, whatever is wrong
+    return value
 
 
 def show_seconds(value: float) -> str:
