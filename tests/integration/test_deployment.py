@@ -305,6 +305,7 @@ def test_services_work_together(images: dict[str, Image], services: Services, tm
     def environment(name: str, image: Image) -> Mapping[str, str]:
         values = services[name]["environment"] | {
             "FLASKBUS_REDIS_URL": broker,
+            "FLASKBUS_PORT": str(public),
             "PATH": f"{image.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "HOME": "/nonexistent",
         }
