@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -52,9 +50,6 @@ def agent(resolved: Resolved[AgentSettings], settings: AgentSettings, apps: tupl
             os.chdir(settings.chdir)
         except OSError as error:
             raise UsageError(f"--chdir {settings.chdir}: {error.strerror}") from None
-    directory = str(Path.cwd())
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
     supervisor.run(settings, mounted)
 
 

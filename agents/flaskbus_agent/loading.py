@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-class LoadError(Exception):
-    """An app, or the function that a worker calls first, could not be imported or raised.
-
-    ``reason`` is one line for the registry; the app's own exception, if any, is the cause.
-    """
-
-    exit_code = AppImportError.exit_code
-
-    def __init__(self, message: str, reason: str):
-        super().__init__(message)
-        self.reason = reason
-
-
 class AgentApplication(BaseApplication):
     """gunicorn's view of an agent: its configuration, made of our settings."""
 
@@ -72,7 +59,8 @@ class AgentApplication(BaseApplication):
     def apps(self) -> dict[Mount, WSGIApplication]:
         """Import every app, once in a process (or before the fork).
 
-        Raises :class:`LoadError`; but with ``reload`` a page with the traceback stands in for the app.
+        Raises :class:`~flaskbus.errors.AppImportError`; but with ``reload`` a page with the traceback stands in
+        for the app.
         """
         if self._apps is None:
             if self.settings.debugger:
@@ -95,26 +83,29 @@ class AgentApplication(BaseApplication):
         return self._facts
 
     def call_worker_hook(self, worker: object) -> None:
-        """Call ``on_worker_start`` with the worker. Raises :class:`LoadError`, or shows it like :meth:`apps`."""
+        """Call ``on_worker_start`` with the worker. Errors are as of :meth:`apps`."""
         target = self.settings.on_worker_start
         if not target:
             return
         try:
-            import_function(target)(worker)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is other people's code
-            failure = _failure(target, error)
+            hook = import_function(target)
+            try:
+                hook(worker)
+            except (Exception, SystemExit) as error:
+                detail = "".join(traceback.format_exception(error))
+                raise AppImportError(f"{target} raised {type(error).__name__}: {error}\n{detail}") from error
+        except AppImportError as error:
             if not self.settings.reload:
-                raise failure from failure.__cause__
-            self._apps = {app.mount: error_page(failure) for app in self.mounted}
+                raise
+            self._apps = {app.mount: error_page(error) for app in self.mounted}
 
     def _import(self, app: MountedApp) -> WSGIApplication:
         try:
             imported = import_app(app.target, factory=self.settings.factory)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is other people's code
-            failure = _failure(app.target, error)
+        except AppImportError as error:
             if not self.settings.reload:
-                raise failure from failure.__cause__
-            return error_page(failure)
+                raise
+            return error_page(error)
         self._facts.setdefault("code", {})[app.mount.key] = code_fingerprint(app.target)
         self._facts.setdefault("keys", {})[app.mount.key] = key_fingerprint(imported, app.mount.key)
         if not self.settings.debugger:
@@ -125,15 +116,6 @@ class AgentApplication(BaseApplication):
         debugged = DebuggedApplication(imported, evalex=True)
         self.pins.add(str(debugged.pin))
         return debugged
-
-
-def _failure(target: str, error: BaseException) -> LoadError:
-    if isinstance(error, AppImportError):
-        return LoadError(str(error), str(error))
-    last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    failure = LoadError(f"{target} could not be imported", f"{target} could not be imported: {last}")
-    failure.__cause__ = error
-    return failure
 
 
 _PAGE = """<!doctype html>
@@ -148,12 +130,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def error_page(failure: LoadError) -> WSGIApplication:
+def error_page(error: AppImportError) -> WSGIApplication:
     """An app that answers everything with 500 and what went wrong; for development only."""
-    if failure.__cause__ is None:
-        title, detail = "The app could not be imported", str(failure)
-    else:
-        title, detail = str(failure), "".join(traceback.format_exception(failure.__cause__))
+    title, _, detail = str(error).partition("\n")
+    if error.__cause__ is not None:
+        detail = "".join(traceback.format_exception(error.__cause__))
     page = _PAGE.format(title=escape(title), detail=escape(detail)).encode()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

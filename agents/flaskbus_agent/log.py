@@ -26,3 +26,8 @@ def stack(thread_id: int) -> str:
     """What a thread of this process is doing, the innermost call last."""
     frame = sys._current_frames().get(thread_id)
     return "".join(traceback.format_stack(frame)).rstrip() if frame else "  (it just ended)"
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without where."""
+    return str(error).partition("\n")[0]

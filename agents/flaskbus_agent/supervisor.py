@@ -24,12 +24,12 @@ from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
 from flaskbus.broker import mask
-from flaskbus.errors import StartError
+from flaskbus.errors import AppImportError, StartError
 from flaskbus.settings import AgentSettings
 from flaskbus_agent import reloader
 from flaskbus_agent.heartbeat import Heartbeat, Member, MountedApp, Preloader
-from flaskbus_agent.loading import AgentApplication, LoadError
-from flaskbus_agent.log import AgentLogger
+from flaskbus_agent.loading import AgentApplication
+from flaskbus_agent.log import AgentLogger, first_line
 from flaskbus_agent.worker import STACKS, AgentWorker
 
 MOVING, RESTING = 0.1, 1.0
@@ -183,9 +183,9 @@ class Supervisor(Arbiter):
         if self.settings.preload:
             try:
                 self.app.apps()
-            except LoadError as error:
-                self.log.error("%s", error, exc_info=error.__cause__)
-                self._not_started(Preloader(self.pid, error.reason), error.exit_code)
+            except AppImportError as error:
+                self.log.error("%s", error)
+                self._not_started(Preloader(self.pid, first_line(error)), error.exit_code)
         pid = super().spawn_worker()
         self.WORKERS[pid].generation = self.wanted
         return pid

@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from gunicorn.workers.base import Worker
 
-from flaskbus.errors import StartError
+from flaskbus.errors import AppImportError, StartError
 from flaskbus_agent.board import Board
 from flaskbus_agent.consumer import Consumer, Running
 from flaskbus_agent.heartbeat import Heartbeat, make_agent_id
-from flaskbus_agent.loading import AgentApplication, LoadError
-from flaskbus_agent.log import stack
+from flaskbus_agent.loading import AgentApplication
+from flaskbus_agent.log import first_line, stack
 
 TICK = 0.25
 """Seconds between two looks of the main thread at its handlers, and all that a quick stop gives them."""
@@ -87,9 +87,9 @@ class AgentWorker(Worker):
         try:
             self.apps = self.app.apps()
             self.app.call_worker_hook(self)
-        except LoadError as error:
-            self.log.error("%s", error, exc_info=error.__cause__)
-            self.board.write({"reason": error.reason})
+        except AppImportError as error:
+            self.log.error("%s", error)
+            self.board.write({"reason": first_line(error)})
             self.board.state = "failed"
             sys.exit(error.exit_code)
         self.board.write(self.app.facts())

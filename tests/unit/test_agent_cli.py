@@ -99,7 +99,6 @@ def test_the_debugger_wants_its_pin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chdir_comes_before_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(supervisor, "run", lambda settings, mounted: seen.append((Path.cwd(), mounted)))
-    monkeypatch.syspath_prepend("/nowhere")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site").mkdir()
     result = CliRunner().invoke(agent, ["myapp:app", "--prefix", "/my", "--chdir", "site"])
@@ -119,7 +118,6 @@ def test_chdir_to_nowhere_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.M
 def test_apps_come_from_the_configuration_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(supervisor, "run", lambda settings, mounted: seen.extend(mounted))
-    monkeypatch.syspath_prepend("/nowhere")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flaskbus.toml").write_text('apps = ["frontend:app=/", "backend:app=/backend"]')
     assert CliRunner().invoke(agent, []).exception is None
