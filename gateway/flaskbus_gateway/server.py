@@ -6,14 +6,11 @@ replaces the workers, TTIN and TTOU change their number, USR1 opens the log file
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import resource
 import signal
-import socket
-import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import metadata
@@ -27,8 +24,9 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger as GunicornLogger
 
 from flaskbus.broker import mask
-from flaskbus.errors import OperatorError, StartError, UsageError
+from flaskbus.errors import OperatorError, StartError
 from flaskbus.settings import GatewaySettings
+from flaskbus_gateway.listening import bind_address, check_tls, listen, url
 from flaskbus_gateway.worker import Worker
 
 AppFactory = Callable[[GatewaySettings], Any]
@@ -127,36 +125,6 @@ def gunicorn_config(settings: GatewaySettings) -> dict[str, Any]:
     }
 
 
-def bind_address(settings: GatewaySettings) -> str:
-    """``127.0.0.1:5000``, ``[::1]:5000`` or ``unix:/path``."""
-    host = settings.host
-    if host.startswith("unix:"):
-        return host
-    return f"[{host.strip('[]')}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
-
-
-def check_tls(settings: GatewaySettings) -> None:
-    """Raises where the certificate or the key cannot be used, before anything is started with them."""
-    if settings.http2 and not settings.certfile:
-        raise UsageError("--http2 needs TLS: give --certfile (and --keyfile)")
-    if settings.keyfile and not settings.certfile:
-        raise UsageError("--keyfile needs --certfile")
-    if not settings.certfile:
-        return
-    for path in filter(None, (settings.certfile, settings.keyfile)):
-        try:
-            Path(path).read_bytes()
-        except OSError as error:
-            raise StartError(f"cannot read {path}: {error.strerror}") from None
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.certfile, settings.keyfile or None)
-    except ssl.SSLError as error:
-        reason = "they do not belong together" if "MISMATCH" in (error.reason or "") else "no valid PEM"
-        files = " and ".join(filter(None, (settings.certfile, settings.keyfile)))
-        raise StartError(f"cannot use {files} for TLS: {reason}") from None
-
-
 def _raise_file_limit(connections: int) -> None:
     """Let a process have as many files as it may have connections, where that is allowed."""
     wanted = connections + 1024
@@ -180,7 +148,7 @@ class GatewayArbiter(Arbiter):
 
     def start(self) -> None:
         if "GUNICORN_FD" not in os.environ and not systemd.listen_fds(unset_environment=False):
-            self.LISTENERS = [listen(self.app, self.log)]  # type: ignore[misc]
+            self.LISTENERS = [listen(self.app.settings, self.cfg, self.log)]  # type: ignore[misc]
         try:
             super().start()
         except Exception:
@@ -219,60 +187,6 @@ class GatewayArbiter(Arbiter):
         if self.LISTENERS:
             log.info("stopping")
         super().stop(graceful)
-
-
-def listen(app: Application, logger: GunicornLogger | None) -> sock.BaseSocket:
-    """Bind and listen, once; raises :class:`~flaskbus.errors.StartError` with the reason."""
-    settings = app.settings
-    host, port = settings.host, settings.port
-    kind: Any = sock.TCP6Socket if ":" in host else sock.TCPSocket
-    address: Any = (host.strip("[]"), port)
-    where = f"{host} port {port}"
-    if host.startswith("unix:"):
-        kind = sock.UnixSocket
-        where = address = host.removeprefix("unix:").removeprefix("//")
-        if _answers(address):
-            raise StartError(f"another process listens on {address}: stop it, or choose another path")
-    try:
-        listener: sock.BaseSocket = kind(address, app.cfg, logger)
-    except socket.gaierror:
-        raise StartError(f"cannot listen on {host}: the name is not known") from None
-    except OverflowError:
-        raise UsageError(f"--port {port}: ports end at 65535") from None
-    except (OSError, ValueError) as error:
-        raise StartError(f"cannot listen on {where}: {_REASONS.get(_number(error)) or error}") from None
-    return listener
-
-
-_REASONS: dict[int | None, str] = {
-    errno.EADDRINUSE: "another process listens there; stop it, or choose another --port",
-    errno.EACCES: "not allowed; ports below 1024 need the right to bind them, so choose a higher --port",
-    errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 is all it has",
-    errno.ENOENT: "there is no such directory",
-}
-
-
-def _number(error: Exception) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
-
-
-def _answers(path: str) -> bool:
-    # gunicorn would take the path away from a server that is alive.
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
-
-
-def url(listener: sock.BaseSocket, settings: GatewaySettings) -> str:
-    """Where a listener can be reached, as a browser or a client wants it."""
-    name = listener.getsockname()
-    if not isinstance(name, tuple):
-        return f"unix:{name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{'https' if settings.certfile else 'http'}://{host}:{name[1]}"
 
 
 class Logger(GunicornLogger):

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from flaskbus.settings import GatewaySettings
-from flaskbus_gateway.server import bind_address
+from flaskbus_gateway.listening import bind_address
 from tests.conftest import free_port
 from tests.integration.probe import Client, Server, until
 
@@ -413,8 +413,8 @@ def test_port_in_use_is_one_line_at_once(tmp_path: Path) -> None:
 MISTAKES = [
     (["--host", "203.0.113.1"], 3, "this machine has no such address"),
     (["--host", "no-such-host.invalid"], 3, "cannot listen on no-such-host.invalid"),
-    (["--host", "unix:nowhere/sock"], 3, "there is no such directory"),
-    (["--host", "unix:garbage.pem"], 3, "not a socket"),
+    (["--host", "unix:nowhere/sock"], 3, "cannot listen on nowhere/sock: No such file or directory"),
+    (["--host", "unix:garbage.pem"], 3, "there is a file of that name, not a socket"),
     (["--certfile", "missing.pem"], 3, "cannot read missing.pem: No such file or directory"),
     (["--certfile", "garbage.pem"], 3, "cannot use garbage.pem for TLS: no valid PEM"),
     (["--certfile", "cert.pem", "--keyfile", "other/key.pem"], 3, "they do not belong together"),
