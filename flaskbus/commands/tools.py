@@ -15,6 +15,7 @@ import click
 import redis
 
 from flaskbus.broker import connect, mask
+from flaskbus.commands import DEFAULTS
 from flaskbus.config import DEFAULT, Resolved
 from flaskbus.errors import StartError, UsageError
 from flaskbus.keys import Keys
@@ -22,9 +23,6 @@ from flaskbus.options import Callback, settings_options
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
 from flaskbus.settings import CommonSettings, S
-
-DEFAULTS = "flaskbus.defaults"
-"""Under this name ``ctx.meta`` may hold settings that are weaker than every other source but the default."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ def with_bus(function: Callback) -> Callback:
 
 
 def with_defaults(settings: S) -> S:
-    """The settings, with those of ``ctx.meta[DEFAULTS]`` in the place of built-in defaults."""
+    """The settings, with those that ``ctx.meta[DEFAULTS]`` gives in the place of built-in defaults."""
     ctx = click.get_current_context()
     resolved: Resolved[S] = ctx.obj
-    weaker = ctx.meta.get(DEFAULTS, {})
+    weaker = ctx.meta.get(DEFAULTS, dict)()
     return replace(
         settings,
         **{name: value for name, value in weaker.items() if resolved.sources.get(name) == DEFAULT},

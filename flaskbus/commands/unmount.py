@@ -36,8 +36,8 @@ def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
     alive = view.serving(time.time(), bus.settings.lease)
     if alive and not force:
         raise OperatorError(
-            f"{_count(len(alive), 'agent')} of {where.name} seem alive ({', '.join(one.id for one in alive)}) "
-            "and would bring it back with the next heartbeat; stop them first, or say --force"
+            f"{where.name} has {_count(len(alive), 'live agent')} ({', '.join(one.id for one in alive)}), which would "
+            "bring it back with the next heartbeat; stop them first, or say --force"
         )
     if not yes and not click.confirm(question(view), default=False):
         click.echo("nothing was changed", err=True)
