@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_int_and_quit_are_quick(
     assert agent.wait(5) == 0
     assert agent.gone()
     assert agent.records() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_no_trouble(start: StartAgent, number: signal.Signals) -> None:
+    """As from Ctrl-C in a terminal, or from systemd."""
+    agent = start("mine:app=/app", "--workers", "2", "--reload")
+    agent.ready(2)
+    eventually(lambda: "Watching" in agent.log)
+    os.killpg(agent.process.pid, number)
+    assert agent.wait(5) == 0
+    assert agent.gone()
+    assert agent.records() == []
+    assert "ERROR" not in agent.log
+    assert "Traceback" not in agent.log
 
 
 def test_int_makes_a_graceful_stop_quick(start: StartAgent, client: Client, directory: Path) -> None:
