@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -277,8 +278,12 @@ def _ending(process: Process) -> str:
 
 
 def _program(script: str, module: str) -> list[str]:
-    """How to call a command of ours from this directory, in a shell that may have another PATH."""
-    if shutil.which(script):
+    """How to call a command of this installation, in a shell that may have another one on its PATH."""
+    ours = Path(sysconfig.get_path("scripts"), script)
+    on_path = shutil.which(script)
+    if on_path and (not ours.exists() or ours.samefile(on_path)):
         return [script]
-    beside = Path(sys.argv[0]).with_name(script)
-    return [os.path.relpath(beside)] if beside.is_file() else [sys.executable, "-m", module]
+    if not ours.exists():
+        return [sys.executable, "-m", module]
+    near = os.path.relpath(ours)
+    return [str(ours) if near.startswith("..") else near]
