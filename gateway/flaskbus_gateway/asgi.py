@@ -8,6 +8,7 @@ lifespan on, and must leave ``X-Forwarded-*`` to the gateway (uvicorn: ``--no-pr
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from flaskbus.config import find_file, resolve
@@ -21,7 +22,8 @@ def _settings() -> GatewaySettings:
         file = find_file(None, os.environ, Path())
         return resolve(GatewaySettings, flags={}, environ=os.environ, file=file).settings
     except OperatorError as error:
-        raise SystemExit(f"flaskbus gateway: error: {error}") from None
+        print(f"flaskbus gateway: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 app = Gateway(_settings())
