@@ -18,6 +18,7 @@ from flaskbus.diagnosis.facts import (
 )
 from flaskbus.keys import GROUP, MountKeys
 from flaskbus.registry import AgentRecord
+from flaskbus.survey import MountView
 from flaskbus.units import show_seconds
 
 LONG_WAIT = 5.0
@@ -35,11 +36,28 @@ def _findings(mount: MountFacts, facts: Facts) -> Iterator[Finding]:
     view, name = mount.view, mount.view.mount.name
     keys = facts.keys.of(view.mount.key)
     if view.owner is None:
-        yield Finding("info", name, "its last agent left long ago", f"flaskbus unmount {shlex.quote(name)}")
+        yield _unmounted(view, keys)
         return
     yield from _queue(mount, keys)
     yield from _agents(mount, keys, facts)
     yield from _differences(mount)
+
+
+def _unmounted(view: MountView, keys: MountKeys) -> Finding:
+    name = view.mount.name
+    if view.length:
+        return Finding(
+            "info",
+            name,
+            f"it is no longer mounted; {count(view.length, 'request')} left, for gateways to answer at the deadline",
+            f"if that is long ago, their gateways are gone: {shell('DEL', keys.requests)}",
+        )
+    return Finding(
+        "info",
+        name,
+        "it is no longer mounted, and a gateway forgets it",
+        f"flaskbus unmount {shlex.quote(name)}",
+    )
 
 
 def _queue(mount: MountFacts, keys: MountKeys) -> Iterator[Finding]:
