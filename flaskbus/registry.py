@@ -64,7 +64,7 @@ class AgentRecord:
 _MEMBERS = tuple(item.name for item in fields(AgentRecord))
 
 
-def parse_agents(flat: Mapping[bytes, bytes]) -> list[AgentRecord]:
+def parse_agents(flat: Mapping[Any, Any]) -> list[AgentRecord]:
     """HGETALL of an agents hash -> its readable records, by id."""
     records = (AgentRecord.load(value) for value in flat.values())
     return sorted((record for record in records if record), key=lambda record: record.id)

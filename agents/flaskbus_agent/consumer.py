@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -22,7 +21,7 @@ from flaskbus.keys import GROUP, Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
-from flaskbus_agent.delivery import Credit, Entry, Runner, Served
+from flaskbus_agent.delivery import Credit, Entry, Runner, Running, Served
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -32,17 +31,6 @@ BLOCK_MS = 2000
 
 ANSWER = 5.0
 """Seconds that the broker may take to answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A request that a thread runs now; ``since`` in monotonic seconds."""
-
-    thread_id: int
-    request_id: str
-    method: str
-    target: str
-    since: float
 
 
 class Consumer:
@@ -61,6 +49,8 @@ class Consumer:
         keys = Keys(settings.namespace)
         self._served = {mount: Served(app, keys.of(mount.key)) for mount, app in apps.items()}
         self._by_stream = {served.keys.requests.encode(): served for served in self._served.values()}
+        # A read that is under way when a mount is dropped may still deliver to it.
+        self._ever_served = dict(self._by_stream)
         self._turn = threading.Lock()
         self._backlog: deque[Entry] = deque()
         self._held: set[bytes] = set()
@@ -99,6 +89,7 @@ class Consumer:
         served = self._served.pop(mount, None)
         if served is not None:
             self._by_stream.pop(served.keys.requests.encode(), None)
+            self._interrupt()
         if not self._served:
             self.quiet()
 
@@ -131,6 +122,12 @@ class Consumer:
         """Whether every thread is there; one that ended unexpectedly is not replaced here."""
         return self._quiet.is_set() or len(self._threads) >= self.settings.threads
 
+    def _interrupt(self) -> None:
+        """End the read that is under way."""
+        waker = self._channel("waker", 1.0)
+        self._unblock(waker)
+        waker.close()
+
     def _unblock(self, waker: Channel) -> None:
         try:
             waker.call("CLIENT", "UNBLOCK", self._reader_id or 0)
@@ -152,7 +149,7 @@ class Consumer:
 
         def on_stream() -> None:
             nonlocal streamed
-            streamed = self._lend()
+            streamed = streamed or self._lend()
 
         try:
             while (entry := self._next()) is not None:
@@ -187,8 +184,9 @@ class Consumer:
             request = self._runner.decode(entry, channel)
             if request is None:
                 return
-            self._running[me] = Running(me, request.id, request.method, request.target, time.monotonic())
-            self._runner.run(entry, request, channel, on_stream)
+            running = Running(me, request.id, request.method, request.target, time.monotonic())
+            self._running[me] = running
+            self._runner.run(entry, request, channel, running, on_stream)
         finally:
             self._running.pop(me, None)
             self._held.discard(mark)
@@ -273,7 +271,7 @@ class Consumer:
     def _take(self, answer: Any) -> None:
         now = time.monotonic()
         for stream, entries in answer or ():
-            served = self._by_stream.get(stream)
+            served = self._ever_served.get(stream)
             for entry_id, fields in entries:
                 mark = stream + entry_id
                 if served is None or fields is None or mark in self._held:

@@ -15,6 +15,7 @@ the broker is away at the end       the reply is kept and sent again until the d
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -63,6 +64,21 @@ class Entry:
     read_at: float
 
 
+@dataclass(slots=True)
+class Running:
+    """A request that a thread runs now.
+
+    ``since`` is when the app's code last got control (monotonic seconds); infinite while the thread waits for
+    a client or for the broker, which is nothing that the app could be blamed for.
+    """
+
+    thread_id: int
+    request_id: str
+    method: str
+    target: str
+    since: float
+
+
 class Credit:
     """Who waits for a client to take what was sent: request id -> event."""
 
@@ -96,6 +112,7 @@ class Outbox:
         *,
         window: int,
         credit: Credit,
+        running: Running,
         on_stream: Callable[[], None],
     ) -> None:
         self._channel = channel
@@ -104,13 +121,13 @@ class Outbox:
         self.agent = agent
         self._window = window
         self._credit = credit
+        self._running = running
         self._on_stream = on_stream
         self._deadline = entry.read_at + request.ttl / 1000
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
         self._sizes: deque[int] = deque()
-        self.delivered = False
 
     # Sink
 
@@ -154,13 +171,21 @@ class Outbox:
 
     def finish(self, frames: list[Frame]) -> None:
         """Send the last frames; raises :class:`Cancelled` where nobody may send them any more."""
+        self._running.since = math.inf
         encoded = [wire.encode_frame(frame) for frame in frames]
         outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
         if outcome != b"done":
             self._not_wanted(outcome)
-        self.delivered = True
+        self._running.since = time.monotonic()
 
     def _push(self, frames: list[Frame]) -> None:
+        self._running.since = math.inf
+        try:
+            self._push_and_wait(frames)
+        finally:
+            self._running.since = time.monotonic()
+
+    def _push_and_wait(self, frames: list[Frame]) -> None:
         encoded = [wire.encode_frame(frame) for frame in frames]
         try:
             outcome = self._insist("push", [*self._arguments(), *encoded])
@@ -236,11 +261,18 @@ class Runner:
             self._bury(entry, channel, str(error))
             return None
 
-    def run(self, entry: Entry, request: Request, channel: Channel, on_stream: Callable[[], None]) -> None:
+    def run(
+        self,
+        entry: Entry,
+        request: Request,
+        channel: Channel,
+        running: Running,
+        on_stream: Callable[[], None],
+    ) -> None:
         """Run the app and send what it answers; raises nothing."""
         outbox = Outbox(
             channel, entry, request, self.agent_id,
-            window=self.settings.window, credit=self.credit, on_stream=on_stream,
+            window=self.settings.window, credit=self.credit, running=running, on_stream=on_stream,
         )  # fmt: skip
         try:
             if (time.monotonic() - entry.read_at) * 1000 > request.ttl:

@@ -17,7 +17,8 @@ from gunicorn.workers.base import Worker
 
 from flaskbus.errors import AppImportError, StartError
 from flaskbus_agent.board import Board
-from flaskbus_agent.consumer import Consumer, Running
+from flaskbus_agent.consumer import Consumer
+from flaskbus_agent.delivery import Running
 from flaskbus_agent.heartbeat import Heartbeat, make_agent_id
 from flaskbus_agent.loading import AgentApplication
 from flaskbus_agent.log import first_line, stack

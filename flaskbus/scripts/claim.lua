@@ -6,12 +6,16 @@
 -- outcome             when                                        what was done
 -- claimed             nobody owned the mount, or it was replaced  owner and record written, TTL set
 -- renewed             the app owns it already                     record written, TTL renewed
--- taken, app name     another app owns it                         nothing
+-- taken, app name     another app owns it                         record renewed, if the agent has one: it may
+--                                                                 still be running what it read before
 --
 -- The group is created only together with its stream. Where a stream has lost its group, entries may lie in
 -- it that already ran: only a gateway may mend that (it answers them first).
 local owner = redis.call('HGET', KEYS[1], 'name')
-if owner and owner ~= ARGV[1] and ARGV[2] ~= '1' then return {'taken', owner} end
+if owner and owner ~= ARGV[1] and ARGV[2] ~= '1' then
+  if redis.call('HEXISTS', KEYS[2], ARGV[5]) == 1 then redis.call('HSET', KEYS[2], ARGV[5], ARGV[6]) end
+  return {'taken', owner}
+end
 if owner ~= ARGV[1] then redis.call('HSET', KEYS[1], 'name', ARGV[1]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])

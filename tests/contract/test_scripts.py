@@ -269,6 +269,13 @@ class TestClaim:
         assert claim(client, "blog:app", "b1") == [b"taken", b"shop:app"]
         assert client.hkeys(M.agents) == [b"a1"]
 
+    def test_taken_from_an_agent_that_still_runs_something(self, client: Client) -> None:
+        claim(client, "shop:app")
+        claim(client, "blog:app", "b1", replace=True)
+        client.hset(M.agents, "a1", "old")
+        assert claim(client, "shop:app") == [b"taken", b"blog:app"]
+        assert client.hget(M.agents, "a1") == b'{"beat":1}'
+
     def test_replaced(self, client: Client) -> None:
         claim(client, "shop:app")
         assert claim(client, "blog:app", "b1", replace=True) == [b"claimed", b"blog:app"]
