@@ -27,7 +27,7 @@ from flaskbus.config import DEFAULT, FLAG, Resolved
 from flaskbus.embedded import EmbeddedBroker
 from flaskbus.errors import OperatorError, StartError, UsageError
 from flaskbus.keys import Keys
-from flaskbus.options import FlaskbusCommand, settings_options
+from flaskbus.options import FlaskbusCommand, SettingOption, settings_options
 from flaskbus.processes import Console, Process, Processes, wants_colour
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
@@ -93,6 +93,12 @@ def dev(
         )
         with Processes(console) as processes:
             return Session(plan, broker, console, processes).run()
+
+
+_DEFAULTS = {"redis": "a private one", "access_log": "-"}
+for _option in dev.params:
+    if isinstance(_option, SettingOption) and _option.name in _DEFAULTS:
+        _option.default_text = _DEFAULTS[_option.name]
 
 
 # The broker

@@ -114,9 +114,10 @@ def dev(tmp_path: Path) -> Iterator[Callable[..., Dev]]:
 
     yield start
     for each in started:
-        for pid in alive([each.popen.pid, *each.family()]):
-            os.kill(pid, signal.SIGKILL)
+        family = each.family()
+        each.popen.kill()
         each.popen.wait()
+        wait_until(lambda family=family: not alive(family), "all gone")  # type: ignore[misc]
 
 
 def test_two_apps_new_code_a_traceback_and_ctrl_c(dev: Callable[..., Dev], tmp_path: Path) -> None:
