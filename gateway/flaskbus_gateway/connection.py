@@ -1,8 +1,8 @@
 """What gunicorn's connections lack: deadlines for clients, and an end that is prompt and orderly.
 
-A connection is always in one of these conditions. All but the second have a deadline, kept in one
-:class:`Deadlines` of the worker each and looked at once a tick, so a request costs some dict operations
-and no timer:
+A connection is always in one of these conditions. All but the second have a deadline, kept in the worker's
+:class:`~flaskbus_gateway.deadlines.Deadlines` and looked at once a tick: a request costs some dict operations
+and no timer.
 
 =========  ==================================================  ====================  ==============================
 condition  since                                               at most               then
@@ -43,41 +43,6 @@ SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
-
-
-class Deadlines:
-    """Connections that have ``span`` seconds for something.
-
-    The span is the same for all, so the order of insertion is the order of expiry, and a look costs only what
-    is due. It may be shortened later.
-    """
-
-    __slots__ = ("_since", "span")
-
-    def __init__(self, span: float) -> None:
-        self.span = span
-        self._since: dict[Connection, float] = {}
-
-    def __contains__(self, connection: Connection) -> bool:
-        return connection in self._since
-
-    def start(self, connection: Connection, now: float) -> None:
-        """No effect on one whose time runs already."""
-        self._since.setdefault(connection, now)
-
-    def stop(self, connection: Connection) -> None:
-        self._since.pop(connection, None)
-
-    def take_due(self, now: float) -> list[Connection]:
-        """Those whose time is over; they are not held any longer."""
-        due = []
-        for connection, since in self._since.items():
-            if since + self.span > now:
-                break
-            due.append(connection)
-        for connection in due:
-            del self._since[connection]
-        return due
 
 
 class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
@@ -218,13 +183,9 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         if self._answering and self._current_request is not None:
             return  # it would land in the middle of the app's response
         self._refused = True
-        title = _gunicorn._REASON_PHRASES.get(status) or HTTPStatus(status).phrase
         cause = sys.exception()
         about = _NAMED.get(type(cause)) if cause else None
-        if about:
-            message = f"{about} {message!r}"
-        error = BusError(message, executed="unknown") if status == 500 else InvalidRequest(message)
-        body = json.dumps(error.problem() | {"status": status, "title": title}).encode()
+        title, body = _problem(status, f"{about} {message!r}" if about else message)
         head = [
             f"HTTP/1.1 {status} {title}",
             f"Server: {SERVER.decode()}",
@@ -235,6 +196,21 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         ]
         date: bytes = _gunicorn._get_cached_date_header()
         self._safe_write("\r\n".join(head).encode("ascii") + b"\r\n" + date + b"\r\n" + body)
+
+    async def _serve_http2_request(self, request: Any, connection: Any, *args: Any) -> None:
+        # h2 took the bytes for UTF-8, and gunicorn would make Latin-1 of them.
+        if request.uri.isascii():
+            request.headers = [
+                (name, value if value.isascii() else value.encode().decode("latin-1"))
+                for name, value in request.headers
+            ]
+            await super()._serve_http2_request(request, connection, *args)
+        else:
+            stream = request.stream.stream_id
+            _, body = _problem(400, "The request target is not ASCII; all else is percent-encoded.")
+            headers = [("content-type", "application/problem+json"), ("content-length", str(len(body)))]
+            await connection.send_response(stream, 400, headers, body)
+            connection.cleanup_stream(stream)
 
     # The end
 
@@ -279,6 +255,13 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
                 self.worker.loop.call_later(LINGER, self.transport.abort)
         elif self in self.worker.idle:
             self._leave()
+
+
+def _problem(status: int, detail: str) -> tuple[str, bytes]:
+    """The reason phrase, and a problem document."""
+    title: str = _gunicorn._REASON_PHRASES.get(status) or HTTPStatus(status).phrase
+    error = BusError(detail, executed="unknown") if status == 500 else InvalidRequest(detail)
+    return title, json.dumps(error.problem() | {"status": status, "title": title}).encode()
 
 
 def _check_codings(headers: list[tuple[bytes, bytes]]) -> None:

@@ -17,7 +17,8 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers.gasgi import ASGIWorker
 
-from flaskbus_gateway.connection import LINGER, Connection, Deadlines
+from flaskbus_gateway.connection import LINGER, Connection
+from flaskbus_gateway.deadlines import Deadlines
 
 if TYPE_CHECKING:
     from flaskbus.settings import GatewaySettings
@@ -43,10 +44,10 @@ class Worker(ASGIWorker):
         super().__init__(*args, **kwargs)
         self.settings: GatewaySettings = self.app.settings  # type: ignore[attr-defined]
         self.connections: set[Connection] = set()
-        self.heading = Deadlines(self.settings.header_timeout)
-        self.idle = Deadlines(self.settings.keepalive)
-        self.stalled = Deadlines(self.settings.idle_timeout)
-        self.lingering = Deadlines(LINGER)
+        self.heading = Deadlines[Connection](self.settings.header_timeout)
+        self.idle = Deadlines[Connection](self.settings.keepalive)
+        self.stalled = Deadlines[Connection](self.settings.idle_timeout)
+        self.lingering = Deadlines[Connection](LINGER)
         self.deadlines = (self.heading, self.idle, self.stalled, self.lingering)
         self._news = asyncio.Event()
 

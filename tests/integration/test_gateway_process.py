@@ -325,6 +325,21 @@ def test_tls(tmp_path: Path, certificate: tuple[Path, Path], http2: bool, versio
             assert server.end() < PROMPT
 
 
+def test_http2_carries_bytes_as_http1_does(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    server = Server(tmp_path, certfile=str(cert), keyfile=str(key), http2=True)
+    with server, httpx.Client(http2=True, verify=trusting(cert), base_url=server.url) as client:
+        text = "é€".encode()
+        seen = client.get("/", headers={b"X-Text": text}).json()
+        assert dict(seen["headers"])["x-text"].encode("latin-1") == text
+        answer = client.get("/", extensions={"target": b"/" + text})
+        assert answer.http_version == "HTTP/2"
+        assert answer.status_code == 400
+        assert answer.json()["executed"] == "no"
+        assert client.get("/%C3%A9").json()["raw_path"] == "/%C3%A9"
+    assert "Traceback" not in server.log()
+
+
 def test_an_idle_http2_connection_outlives_the_header_deadline(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:

@@ -1,0 +1,43 @@
+"""Many deadlines without a timer each. Pure: the time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Deadlines(Generic[T]):
+    """Things that have ``span`` seconds each.
+
+    The span is the same for all, so the order of insertion is the order of expiry, and a look costs only what
+    is due. It may be shortened later.
+    """
+
+    __slots__ = ("_since", "span")
+
+    def __init__(self, span: float) -> None:
+        self.span = span
+        self._since: dict[T, float] = {}
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._since
+
+    def start(self, item: T, now: float) -> None:
+        """No effect on one whose time runs already."""
+        self._since.setdefault(item, now)
+
+    def stop(self, item: T) -> None:
+        self._since.pop(item, None)
+
+    def take_due(self, now: float) -> list[T]:
+        """Those whose time is over; they are not held any longer."""
+        due = []
+        for item, since in self._since.items():
+            if since + self.span > now:
+                break
+            due.append(item)
+        for item in due:
+            del self._since[item]
+        return due
