@@ -123,8 +123,11 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         item = _KNOWN.get(key)
         if item is None:
-            near = get_close_matches(key, _KNOWN, 1)
-            raise UsageError(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = get_close_matches(
+                key.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in _KNOWN], 1
+            )
+            hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
+            raise UsageError(f"unknown config key {key!r}{hint}")
         checked = check(item, value, key)
         if item.name in _OURS:
             given[item.name] = checked
@@ -210,13 +213,15 @@ def agent(ctx: click.Context, options: tuple[str, ...]) -> NoReturn:
 def import_string(info: ScriptInfo) -> tuple[str, str]:
     """``MODULE[:APP]`` of what ``flask --app`` means, and the directory that it is imported from.
 
-    Raises :class:`~flaskbus.errors.UsageError` where only Flask's own command can make the app.
+    Raises :class:`~flaskbus.errors.UsageError` where there is none that could be named.
     """
     given = info.app_import_path
     if given is None:
         if info.create_app is not None:
             raise UsageError("this command makes the app itself; run flaskbus-agent MODULE:APP")
-        given = next(name for name in ("wsgi.py", "app.py") if Path(name).exists())
+        given = next((name for name in ("wsgi.py", "app.py") if Path(name).exists()), None)
+    if given is None:
+        raise UsageError("which app? Name it as in: flask --app shop bus agent --prefix /shop")
     # As Flask does: a colon that is not a Windows drive's.
     path, *name = re.split(r":(?![\\/])", given, maxsplit=1)
     module = prepare_import(path)

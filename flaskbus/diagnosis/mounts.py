@@ -33,7 +33,7 @@ def of_mount(mount: MountFacts, facts: Facts) -> list[Finding]:
 
 
 def _findings(mount: MountFacts, facts: Facts) -> Iterator[Finding]:
-    view, name = mount.view, mount.view.mount.name
+    view = mount.view
     keys = facts.keys.of(view.mount.key)
     if view.owner is None:
         yield _unmounted(view, keys)
