@@ -25,6 +25,7 @@ from gunicorn.pidfile import Pidfile
 
 from flaskbus.broker import mask
 from flaskbus.errors import AppImportError, StartError
+from flaskbus.forking import signals_held
 from flaskbus.settings import AgentSettings
 from flaskbus_agent import reloader
 from flaskbus_agent.heartbeat import Heartbeat, Member, MountedApp, Preloader
@@ -186,7 +187,8 @@ class Supervisor(Arbiter):
             except AppImportError as error:
                 self.log.error("%s", error)
                 self._not_started(Preloader(self.pid, first_line(error)), error.exit_code)
-        pid = super().spawn_worker()
+        with signals_held():
+            pid = super().spawn_worker()
         self.WORKERS[pid].generation = self.wanted
         return pid
 

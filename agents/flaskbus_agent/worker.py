@@ -16,6 +16,7 @@ from typing import Any, cast
 from gunicorn.workers.base import Worker
 
 from flaskbus.errors import AppImportError, StartError
+from flaskbus.forking import release_signals
 from flaskbus_agent.board import Board
 from flaskbus_agent.consumer import Consumer
 from flaskbus_agent.delivery import Running
@@ -72,6 +73,7 @@ class AgentWorker(Worker):
         stderr = sys.__stderr__ or 2
         faulthandler.enable(stderr)
         faulthandler.register(STACKS, stderr)
+        release_signals()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.booted:

@@ -25,6 +25,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 
 from flaskbus.broker import mask
 from flaskbus.errors import OperatorError, StartError
+from flaskbus.forking import signals_held
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.listening import bind_address, check_tls, listen, url
 from flaskbus_gateway.worker import Worker
@@ -161,6 +162,11 @@ class GatewayArbiter(Arbiter):
             self.pid,
             mask(self.app.settings.redis),
         )
+
+    def spawn_worker(self) -> int:
+        with signals_held():
+            pid: int = super().spawn_worker()
+        return pid
 
     def wait_for_signals(self, timeout: float | None = 1.0) -> list[int]:
         signals = super().wait_for_signals(timeout)

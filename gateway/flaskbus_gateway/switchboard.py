@@ -206,6 +206,7 @@ class Switchboard:
     async def _pulse(self) -> None:
         """Say that this gateway lives, until it does not."""
         while True:
+            await self.link.up.wait()
             self._beat += 1
             record = {
                 "host": socket.gethostname(),

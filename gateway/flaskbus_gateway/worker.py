@@ -21,7 +21,8 @@ from flaskbus_gateway.connection import LINGER, Connection
 from flaskbus_gateway.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    from flaskbus.settings import GatewaySettings
+    from flaskbus.forking import release_signals
+from flaskbus.settings import GatewaySettings
 
 TICK = 1.0
 """Seconds between two looks at the deadlines, and two heartbeats to the arbiter."""
@@ -50,6 +51,10 @@ class Worker(ASGIWorker):
         self.lingering = Deadlines[Connection](LINGER)
         self.deadlines = (self.heading, self.idle, self.stalled, self.lingering)
         self._news = asyncio.Event()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        release_signals()
 
     def handle_exit_signal(self) -> None:
         super().handle_exit_signal()
