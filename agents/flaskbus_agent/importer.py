@@ -58,7 +58,7 @@ def import_app(target: str, *, factory: bool = False) -> WSGIApplication:
 def import_function(target: str) -> Callable[..., object]:
     """The function that ``MODULE:FUNCTION`` names. Raises :class:`~flaskbus.errors.AppImportError`."""
     module, expression = _import(target)
-    names, call = _parse(target, expression)
+    names, call = _parse(target, expression) if expression else ([], None)
     found = _attribute(target, module, names)
     if call is not None or not callable(found):
         raise AppImportError(f"{target} is not a function; write MODULE:FUNCTION")
@@ -84,9 +84,10 @@ def _import(target: str) -> tuple[ModuleType, str]:
         if isinstance(error, ModuleNotFoundError) and not _frames(error):
             raise AppImportError(_not_found(target, error.name or name)) from None
         _failed(f"{target} could not be imported", error)
-    if file and file != Path(module.__file__ or "").resolve():
+    origin = getattr(module, "__file__", None) or "the interpreter"
+    if file and file != Path(origin).resolve():
         raise AppImportError(
-            f"{target}: a module {name!r} was imported before, from {module.__file__}; rename one of the two, "
+            f"{target}: a module {name!r} was imported before, from {origin}; rename one of the two, "
             "or serve them from two agents"
         )
     return module, expression.strip()
