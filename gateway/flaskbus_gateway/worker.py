@@ -17,12 +17,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers.gasgi import ASGIWorker
 
+from flaskbus.forking import release_signals
 from flaskbus_gateway.connection import LINGER, Connection
 from flaskbus_gateway.deadlines import Deadlines
 
 if TYPE_CHECKING:
-    from flaskbus.forking import release_signals
-from flaskbus.settings import GatewaySettings
+    from flaskbus.settings import GatewaySettings
 
 TICK = 1.0
 """Seconds between two looks at the deadlines, and two heartbeats to the arbiter."""
