@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-import blog
 import pytest
-import shop
 from flask.testing import FlaskClient
+
+# By their package: a bare 'shop' on the path would shadow the modules that other tests make.
+from examples import blog, shop
 
 ATOM = "{http://www.w3.org/2005/Atom}"
 
