@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,11 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import pytest
+import redis
 
 from flaskbus import wire
 from flaskbus.broker import connect
@@ -25,9 +29,9 @@ from flaskbus.cli import COMMANDS, cli
 from flaskbus.client import BusClient, Outgoing
 from flaskbus.commands.redis_cli import delegation
 from flaskbus.commands.request import build
-from flaskbus.errors import AgentLost, UsageError
+from flaskbus.errors import AgentLost, DeadlineBeforeStart, UsageError
 from flaskbus.keys import GROUP, Keys
-from flaskbus.messages import Request
+from flaskbus.messages import Reply, Request
 from flaskbus.options import run
 from flaskbus.registry import AgentRecord, Registry
 from flaskbus.routing import Mount
@@ -423,6 +427,128 @@ def test_a_broken_connection_loses_no_reply(broker: Broker) -> None:
     nothing_is_left(broker)
 
 
+def test_frames_that_are_not_of_this_run_are_passed_over(broker: Broker) -> None:
+    def meddling(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        with closing(broker.client()) as other:
+            for frame in (Reply(9, 0, 500, (), b"another attempt"), Reply(1, 7, 500, (), b"too early")):
+                other.rpush(KEYS.reply(environ["flaskbus.request_id"]), wire.encode_frame(frame))
+        return app(environ, start_response)
+
+    with serving(broker, meddling), closing(broker.client()) as client:
+        with BusClient(client, CommonSettings(redis=broker.url)).send(outgoing()) as answer:
+            assert answer.status == 200
+    nothing_is_left(broker)
+
+
+def test_a_frame_that_is_not_ours_ends_the_exchange(broker: Broker) -> None:
+    def meddling(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        with closing(broker.client()) as other:
+            other.rpush(KEYS.reply(environ["flaskbus.request_id"]), b"junk")
+        return app(environ, start_response)
+
+    with serving(broker, meddling), closing(broker.client()) as client:
+        with pytest.raises(AgentLost, match="not readable"):
+            BusClient(client, CommonSettings(redis=broker.url)).send(outgoing())
+    nothing_is_left(broker)
+
+
+def losing_the_answer(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let XADD do its work, and lose its answer."""
+    xadd = client.xadd
+
+    def lost(*args: Any, **options: Any) -> None:
+        xadd(*args, **options)
+        raise redis.exceptions.ConnectionError("cut")
+
+    monkeypatch.setattr(client, "xadd", lost)
+
+
+def test_a_request_whose_sending_was_not_confirmed_still_brings_its_reply(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(broker), closing(broker.client()) as client:
+        losing_the_answer(client, monkeypatch)
+        with BusClient(client, CommonSettings(redis=broker.url)).send(outgoing()) as answer:
+            assert answer.status == 200
+    nothing_is_left(broker)
+
+
+def test_a_request_whose_sending_was_not_confirmed_is_found_and_taken_back(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(broker, state="ready")
+    other = enqueue(broker)
+    with closing(broker.client()) as client:
+        losing_the_answer(client, monkeypatch)
+        with pytest.raises(DeadlineBeforeStart) as end:
+            BusClient(client, CommonSettings(redis=broker.url)).send(outgoing(timeout=0.1))
+        left: Any = client.xrange(KEYS.requests)
+        assert [entry_id for entry_id, _ in left] == [other]
+    assert end.value.executed == "no"
+
+
+def test_a_broker_that_is_full_refuses_the_request(flaskbus: Call, broker: Broker) -> None:
+    listed(broker, state="ready")
+    with closing(broker.client()) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            outcome = flaskbus("request", "/app/")
+        finally:
+            client.config_set("maxmemory", "0")
+    assert outcome.code == 3
+    assert outcome.err.startswith("flaskbus request: The broker is out of memory: ")
+    assert "(executed: no)" in outcome.err
+    nothing_is_left(broker)
+
+
+def request_process(broker: Broker, directory: Path, target: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flaskbus", "request", "--redis", broker.url, target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=directory,
+    )
+
+
+def test_a_reader_who_had_enough_ends_the_request(broker: Broker, tmp_path: Path) -> None:
+    closed = threading.Event()
+
+    def endless(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        try:
+            while True:
+                yield bytes(65536)
+        finally:
+            closed.set()
+
+    with serving(broker, endless), request_process(broker, tmp_path, "/app/") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(10) == bytes(10)
+        process.stdout.close()
+        assert process.wait(20) == 1
+        assert process.stderr.read() == b""
+        assert closed.wait(10)
+    nothing_is_left(broker)
+
+
+def test_ctrl_c_takes_the_request_back(broker: Broker, tmp_path: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        asked.set()
+        assert go_on.wait(30)
+        return app(environ, start_response)
+
+    with serving(broker, slow), request_process(broker, tmp_path, "/app/") as process:
+        assert asked.wait(20)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        go_on.set()
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    nothing_is_left(broker)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -744,6 +870,43 @@ def test_a_real_redis_cli_never_has_the_password_on_its_command_line() -> None:
         ["-s", "/run/redis.sock", "-n", "1", "--raw"],
         {},
     )
+
+
+@contextmanager
+def on_a_terminal(directory: Path, path: str, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], FileIO]]:
+    """``flaskbus redis`` with a terminal for input and output, and that PATH."""
+    ours, theirs = pty.openpty()
+    with FileIO(ours, "r+") as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flaskbus", "redis", *args],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=directory,
+            env={**os.environ, "PATH": path, "TERM": "dumb"},
+        )
+        os.close(theirs)
+        with process:
+            yield process, terminal
+
+
+def test_redis_prompts_on_a_terminal(broker: Broker, tmp_path: Path) -> None:
+    where = broker.url.removeprefix("redis://").removesuffix("/0").encode()
+    with on_a_terminal(tmp_path, "", "--redis", broker.url) as (process, terminal):
+        terminal.write(b"ECHO hi\n")
+        shown = b"".join(iter(terminal.readline, b'"hi"\r\n'))
+        terminal.write(b"quit\n")
+        assert process.wait(20) == 0
+    assert where + b"> " in shown
+
+
+def test_redis_leaves_the_prompt_to_a_real_redis_cli(tmp_path: Path) -> None:
+    program = tmp_path / "redis-cli"
+    program.write_text('#!/bin/sh\necho "real $* $REDISCLI_AUTH"\n')
+    program.chmod(0o755)
+    with on_a_terminal(tmp_path, str(tmp_path), "--redis", "redis://:hush@h:1/2") as (process, terminal):
+        assert terminal.readline() == b"real -h h -p 1 -n 2 hush\r\n"
+        assert process.wait(20) == 0
 
 
 # flask bus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaskbus import resp, wire
@@ -46,7 +46,7 @@ def test_read_says_that_the_connection_ended(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400\r\n", b":x\r\n", b"%1\r\n"])
 def test_read_refuses_what_is_not_resp2(data: bytes) -> None:
-    with pytest.raises(ValueError, match="RESP2|int"):
+    with pytest.raises(ValueError, match=r"RESP2|int"):
         reply(data)
 
 
@@ -60,7 +60,10 @@ def test_read_refuses_what_is_not_resp2(data: bytes) -> None:
         (None, "(nil)"),
         ([], "(empty array)"),
         ([b"a", 1], '1) "a"\n2) (integer) 1'),
-        ([b"x", [b"a", [None, 2]], 3], '1) "x"\n2) 1) "a"\n   2) 1) (nil)\n      2) (integer) 2\n3) (integer) 3'),
+        (
+            [b"x", [b"a", [None, 2]], 3],
+            '1) "x"\n2) 1) "a"\n   2) 1) (nil)\n      2) (integer) 2\n3) (integer) 3',
+        ),
     ],
 )
 def test_formatted(value: resp.Reply, text: str) -> None:
@@ -81,6 +84,7 @@ def test_raw_is_for_other_programs() -> None:
     assert raw([b"a\xff", 1, None, [Status("OK")]]) == b"a\xff\n1\n\nOK"
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=6))
 def test_what_is_quoted_can_be_typed(words: list[bytes]) -> None:
     assert split(" ".join(map(quoted, words))) == words
@@ -118,12 +122,15 @@ def test_frames_and_fields_of_ours_are_unpacked() -> None:
     assert raw([body], decode=True) == b'"hi"'
 
 
-@pytest.mark.parametrize("data", [b"", b"1795241003485-0", b"hello", b"\x95\x01", b"\xc1", b"\x80", "ĉu".encode()])
+@pytest.mark.parametrize(
+    "data", [b"", b"1795241003485-0", b"hello", b"\x95\x01", b"\xc1", b"\x80", "ĉu".encode()]
+)
 def test_anything_else_is_not(data: bytes) -> None:
     assert unpacked(data) is None
     assert formatted(data, decode=True) == quoted(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_nothing_on_a_broker_breaks_the_prompt(data: bytes) -> None:
     assert formatted(data, decode=True)
