@@ -12,7 +12,8 @@ from urllib.parse import quote, urlsplit
 import click
 
 from flaskbus import __version__, units
-from flaskbus.client import Answer, BusClient, Outgoing
+from flaskbus.answer import Answer
+from flaskbus.client import BusClient, Outgoing
 from flaskbus.commands.tools import Bus, with_bus
 from flaskbus.errors import BusError, UsageError
 from flaskbus.messages import Headers

@@ -452,6 +452,40 @@ def test_a_frame_that_is_not_ours_ends_the_exchange(broker: Broker) -> None:
     nothing_is_left(broker)
 
 
+def test_a_request_that_vanished_is_not_waited_for(broker: Broker) -> None:
+    go_on = threading.Event()
+
+    def forgetful(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        with closing(broker.client()) as other:
+            other.delete(KEYS.requests)
+        assert go_on.wait(30)
+        return app(environ, start_response)
+
+    with serving(broker, forgetful), closing(broker.client()) as client:
+        started = time.monotonic()
+        with pytest.raises(AgentLost, match="the request is gone") as end:
+            BusClient(client, CommonSettings(redis=broker.url)).send(outgoing(timeout=60.0))
+        go_on.set()
+    assert time.monotonic() - started < 30
+    assert end.value.executed == "unknown"
+    nothing_is_left(broker)
+
+
+def test_a_stream_that_vanished_is_not_waited_for(broker: Broker) -> None:
+    stream = Stream()
+    with serving(broker, stream), closing(broker.client()) as client:
+        stream.steps[0].set()
+        with BusClient(client, CommonSettings(redis=broker.url)).send(outgoing()) as answer:
+            body = iter(answer)
+            assert next(body) == b"0\n"
+            client.delete(KEYS.requests)
+            with pytest.raises(AgentLost, match="the stream broke off"):
+                next(body)
+        stream.steps[1].set()
+        assert stream.closed.wait(10)
+    nothing_is_left(broker)
+
+
 def losing_the_answer(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let XADD do its work, and lose its answer."""
     xadd = client.xadd
