@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 import redis
@@ -164,8 +164,6 @@ def verdict(info: dict[str, Any], url: str) -> None:
 
 
 # Scripts
-
-ScriptName = Literal["finish", "push", "withdraw", "claim", "leave", "forget", "repair"]
 
 
 @cache

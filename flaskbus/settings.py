@@ -133,6 +133,9 @@ class GatewaySettings(CommonSettings):
     keepalive: float = knob(
         75.0, "How long an idle connection is kept open.", LIMITS, unit="seconds", least=0.0
     )
+    attempts: int = knob(
+        3, "Runs that a request may get when its agents die; idempotent methods only.", LIMITS, least=1
+    )
     queue_limit: int = knob(
         1000, "Requests that may wait for one mount; more are answered 503.", LIMITS, least=1
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from flaskbus.keys import GROUP, Keys, MountKeys
@@ -48,6 +48,10 @@ class MountState:
     mine: int = 0
     """Exchanges of this process that have no head yet."""
     alive: bool = False
+    holders: dict[str, int] = field(default_factory=dict)
+    """How many requests each consumer of the group holds, at the last look."""
+    seen: dict[str, float] = field(default_factory=dict)
+    """Consumers that hold something and are not listed, and since when (monotonic seconds)."""
     failing: str = ""
     """Why its agents do not start; empty where at least one may come."""
 
@@ -76,18 +80,29 @@ class MountState:
         self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
         return lost
 
+    def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
+        """Consumers that hold requests and are dead.
+
+        One that was listed (is in ``known``) and is no longer was given up by its supervisor or for its
+        heartbeat. One that was never listed is given a lease of time to appear.
+        """
+        absent = self.holders.keys() - self.records.keys()
+        self.seen = {consumer: self.seen.get(consumer, now) for consumer in absent}
+        return [name for name, since in self.seen.items() if name in known or now - since > lease]
+
     def forgive(self, now: float) -> None:
         """Nobody was observed while the broker was away: every lease begins anew."""
         for pulse in self.pulses.values():
             pulse.seen = now
+        self.seen.clear()
 
 
 class Directory:
     """The mounts of one namespace, kept up to date over the gateway's link.
 
-    ``on_change(state)`` is called when a mount gained its first agent, lost its last, or began to fail.
-    ``on_lost(state, agent_id)`` is awaited for each agent whose lease ran out; ``on_news(mount_key)``
-    is what the doorbell connection calls.
+    ``on_change(state)`` is called when a mount gained its first agent, lost its last, or began to fail;
+    ``on_doubtful(state, entries)`` with entries that outlived their group; ``on_orphan(state, consumer)`` is
+    awaited for each dead agent that holds requests.
     """
 
     def __init__(
@@ -100,6 +115,7 @@ class Directory:
         unlisten: Callable[[MountState], None],
         on_change: Callable[[MountState], None],
         on_doubtful: Callable[[MountState, list[Answer]], None],
+        on_orphan: Callable[[MountState, str], Awaitable[None]],
     ) -> None:
         self.link = link
         self.keys = keys
@@ -108,6 +124,7 @@ class Directory:
         self.unlisten = unlisten
         self.on_change = on_change
         self.on_doubtful = on_doubtful
+        self.on_orphan = on_orphan
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
         self.known = asyncio.Event()
@@ -172,11 +189,11 @@ class Directory:
         for state, futures in answers:
             owner, agents, length = await asyncio.gather(*futures[:3])
             try:
-                delivered = (await futures[3])[0]
+                delivered, _, _, holders = await futures[3]
             except AnswerError as error:
                 if error.code != "NOGROUP":
                     raise
-                delivered = 0
+                delivered, holders = 0, None
                 lost_group = True
             else:
                 lost_group = False
@@ -186,6 +203,7 @@ class Directory:
                 continue
             if lost_group:
                 await self._repair(state)
+            state.holders = {name.decode(): int(count) for name, count in holders or ()}
             state.waiting_elsewhere = max(0, length - delivered - state.mine)
             await self._observe(state, agents)
         await self._route(states)
@@ -202,14 +220,18 @@ class Directory:
 
     async def _observe(self, state: MountState, flat: list[bytes]) -> None:
         before = (state.alive, state.failing)
+        known = set(state.pulses)
+        now = self.link.loop.time()
         records = parse_agents(dict(zip(flat[::2], flat[1::2], strict=True)))
-        for agent_id in state.observe(records, self.link.loop.time(), self.lease):
+        for agent_id in state.observe(records, now, self.lease):
             log.warning(
                 "agent %s of %s has sent no heartbeat for %g s", agent_id, state.mount.name, self.lease
             )
             await self.link.script("leave", [state.keys.agents, state.keys.requests], [GROUP, agent_id])
         if (state.alive, state.failing) != before:
             self.on_change(state)
+        for consumer in state.orphans(known, now, self.lease):
+            await self.on_orphan(state, consumer)
 
     async def _route(self, states: dict[Mount, MountState]) -> None:
         """A mount is routed to only once this process hears its doorbell."""

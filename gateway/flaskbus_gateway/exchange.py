@@ -44,16 +44,17 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempt",
         "_board",
         "_dirty",
         "_expired",
+        "_failure",
         "_fetching",
         "_frames",
         "_look_again",
         "_next_seq",
         "_waiter",
         "agent",
+        "attempt",
         "ended",
         "entry_id",
         "gone",
@@ -82,7 +83,8 @@ class Exchange:
         """Frames at the front of the list that were handed over and not trimmed yet."""
         self._frames: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._attempt = request.attempt
+        self.attempt = request.attempt
+        self._failure: errors.BusError | None = None
         self._next_seq = 0
         self._dirty = False  # something may lie on the list
         self._fetching = False
@@ -244,6 +246,26 @@ class Exchange:
         if self.holding and self.state.failing:
             self._wake()
 
+    def runs_again(self, entry_id: bytes) -> None:
+        """Another agent may take it: what the first one still sends is not for the client."""
+        self.entry_id = entry_id
+        self.attempt += 1
+        self._next_seq = 0
+        self._frames.clear()
+
+    def fail(self, error: errors.BusError) -> None:
+        """End the exchange, unless what already lies in hand does."""
+        self._failure = error
+        self._wake()
+
+    async def has_news(self) -> bool:
+        """Whether something lies in hand or on the list."""
+        self._dirty = True
+        if not self._frames and not self._fetching:
+            await self._fetch()
+            self._wake()
+        return bool(self._frames) or self._fetching or self.ended
+
     # Inside
 
     async def _wait(self, timeout: float) -> None:
@@ -254,6 +276,8 @@ class Exchange:
             while not self._frames:
                 if self.gone:
                     raise ClientGone
+                if self._failure is not None:
+                    raise self._failure
                 if self.holding and self.state.failing:
                     raise TimeoutError
                 if timer is None:
@@ -305,8 +329,10 @@ class Exchange:
             frame = wire.decode_frame(element, max_size=self._board.max_frame)
         except errors.WireError as error:
             log.error("a frame on the reply list of %s is not ours: %s", self.request.id, error)
-            frame = Failure(self._attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
-        if frame.attempt != self._attempt or frame.seq != self._next_seq:
+            frame = Failure(self.attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
+        if frame.attempt == self.attempt and frame.seq > self._next_seq:
+            frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
+        if frame.attempt != self.attempt or frame.seq != self._next_seq:
             self.trim += 1
             return
         self._next_seq += 1

@@ -19,7 +19,9 @@ from flaskbus.messages import Failure
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import Directory, MountState
 from flaskbus_gateway.exchange import Exchange
-from flaskbus_gateway.link import Answer, DoorbellLink, Link, LinkError
+from flaskbus_gateway.link import Answer, AnswerError, DoorbellLink, Link, LinkError
+from flaskbus_gateway.peers import Peers
+from flaskbus_gateway.reaper import Reaper
 
 log = logging.getLogger("flaskbus.gateway")
 
@@ -52,6 +54,7 @@ class Switchboard:
         name = f"flaskbus-gateway-{os.getpid()}"
         self.link = Link(settings.redis, name, on_up=self._link_is_up)
         self.bell = DoorbellLink(settings.redis, name, self._rang, on_up=self._bell_is_up)
+        self.peers = Peers(settings.lease)
         self.directory = Directory(
             self.link,
             self.keys,
@@ -60,7 +63,9 @@ class Switchboard:
             unlisten=lambda state: self.bell.unsubscribe(state.keys.doorbell(self.process)),
             on_change=self._mount_changed,
             on_doubtful=self._answer_doubtful,
+            on_orphan=self._agent_died,
         )
+        self.reaper = Reaper(self.link, settings.attempts, self.peers.lives)
 
     # Life
 
@@ -143,6 +148,7 @@ class Switchboard:
 
     def _link_is_up(self) -> None:
         self.directory.forgive()
+        self.peers.forgive(self.now())
         self.directory.refresh()
         self._look_at_all()
 
@@ -180,6 +186,18 @@ class Switchboard:
             sender = members.get(b"from", b"").decode("latin-1")
             self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
 
+    async def _agent_died(self, state: MountState, consumer: str) -> None:
+        by_entry = {item.entry_id: item for item in self.exchanges.values() if item.state is state}
+        await self._observe_peers()
+        await self.reaper.agent_died(state, consumer, by_entry.get)
+
+    async def _observe_peers(self) -> None:
+        """Gateways that are dead are struck off, and what is theirs is nobody's."""
+        for process in self.peers.observe(await self.link.call("HGETALL", self.keys.gateways), self.now()):
+            if process != self.process:
+                log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
+                await self.link.call("HDEL", self.keys.gateways, process)
+
     # Rounds
 
     async def _sweep(self) -> None:
@@ -193,7 +211,9 @@ class Switchboard:
                     overdue.setdefault(exchange.state, []).append(exchange)
             for state, exchanges in overdue.items():
                 for start in range(0, len(exchanges), 500):
-                    await self._sweep_batch(state, exchanges[start : start + 500])
+                    batch = exchanges[start : start + 500]
+                    await self._sweep_batch(state, batch)
+                    await self.reaper.look_for_vanished(state, batch)
 
     async def _sweep_batch(self, state: MountState, exchanges: list[Exchange]) -> None:
         """One EXISTS for many lists; only if some exist it matters which."""
@@ -219,6 +239,8 @@ class Switchboard:
             self.link.tell(
                 "HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":"))
             )
+            with contextlib.suppress(LinkError, AnswerError):
+                await self._observe_peers()
             await asyncio.sleep(self.settings.lease / 4)
 
 

@@ -351,3 +351,47 @@ class TestRepair:
         assert client.xinfo_groups(M.requests) == []
         assert self.repair(client, 1) == [b"mended", []]
         assert client.xreadgroup(GROUP, "me", {M.requests: ">"}) == []
+
+
+class TestRequeue:
+    def requeue(self, client: Client, entry_id: bytes, consumer: str = "me") -> Any:
+        return run_script(client, "requeue", [M.requests, REPLY], [GROUP, entry_id, consumer, 2])
+
+    def test_requeued(self, client: Client, stream: str) -> None:
+        entry_id = client.xadd(stream, {"id": "r1", "attempt": "1", "body": b"\x00"})
+        client.xreadgroup(GROUP, "me", {M.requests: ">"})
+        outcome, new_id = self.requeue(client, entry_id)
+        assert outcome == b"requeued"
+        ((_, ((delivered, fields),)),) = client.xreadgroup(GROUP, "other", {M.requests: ">"})
+        assert (delivered, fields) == (new_id, {b"id": b"r1", b"attempt": b"2", b"body": b"\x00"})
+        assert finish(client, entry_id) == b"finished"
+
+    def test_answered(self, client: Client, taken: bytes) -> None:
+        push(client, taken)
+        assert self.requeue(client, taken) == [b"answered"]
+        assert pending(client) == 1
+
+    def test_lost(self, client: Client, taken: bytes) -> None:
+        assert self.requeue(client, taken, "another") == [b"lost"]
+
+    def test_finished(self, client: Client, entry: bytes) -> None:
+        assert self.requeue(client, entry) == [b"finished"]
+        assert client.xlen(M.requests) == 1
+
+    def test_finished_where_only_the_entry_is_gone(self, client: Client, taken: bytes) -> None:
+        client.xdel(M.requests, taken)
+        assert self.requeue(client, taken) == [b"finished"]
+        assert pending(client) == 0
+
+    def test_gone(self, client: Client, taken: bytes) -> None:
+        client.delete(M.requests)
+        assert self.requeue(client, taken) == [b"gone"]
+
+
+class TestVanished:
+    def test_the_places_of_what_is_missing(self, client: Client, entry: bytes) -> None:
+        gone = client.xadd(M.requests, {"id": "r2"})
+        client.xdel(M.requests, gone)
+        assert run_script(client, "vanished", [M.requests], [gone, entry, gone]) == [1, 3]
+        client.delete(M.requests)
+        assert run_script(client, "vanished", [M.requests], [entry]) == [1]

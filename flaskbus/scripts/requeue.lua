@@ -1,0 +1,33 @@
+-- requeue: a gateway lets a request of its own run again, because the agent that held it is dead.
+--
+-- KEYS  1 request stream   2 reply list
+-- ARGV  1 group   2 entry id   3 the dead consumer   4 number of the new attempt
+--
+-- outcome             when                                           what was done
+-- requeued, entry id  the entry is pending, the dead one's, and      acked, deleted, added again with the same
+--                     nothing lies on its reply list                 fields and the new attempt
+-- answered            its reply list exists: bytes may have          nothing
+--                     reached the client
+-- lost                it is pending and another's                    nothing
+-- finished            it is not pending (withdrawn, ended)           nothing
+-- gone                the stream or its group does not exist         nothing
+--
+-- A new entry for each attempt: who owns an entry owns the attempt, and a thawed agent's late frames find
+-- their entry gone.
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if pending.err then
+  if string.find(pending.err, 'NOGROUP', 1, true) then return {'gone'} end
+  return pending
+end
+if #pending == 0 then return {'finished'} end
+if pending[1][2] ~= ARGV[3] then return {'lost'} end
+if redis.call('EXISTS', KEYS[2]) == 1 then return {'answered'} end
+local fields = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+if #fields == 0 then return {'finished'} end
+redis.call('XDEL', KEYS[1], ARGV[2])
+fields = fields[1][2]
+for i = 1, #fields, 2 do
+  if fields[i] == 'attempt' then fields[i + 1] = ARGV[4] end
+end
+return {'requeued', redis.call('XADD', KEYS[1], '*', unpack(fields))}

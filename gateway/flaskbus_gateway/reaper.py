@@ -1,0 +1,141 @@
+"""What becomes of requests whose agent died, and of those that the broker lost.
+
+A gateway sees to its own exchanges, and to those of gateways that are dead themselves:
+
+=============================================  ==================================================
+the request may run again, and has attempts    requeued: another agent runs it
+it may run again, but killed its agents        a dead letter, and 502 ``unknown``
+it may not run again, or its head went out     withdrawn, and 502 ``unknown`` or a broken response
+its gateway is dead                            withdrawn: nobody waits for it
+its entry vanished and no reply lies there     502 ``unknown``
+=============================================  ==================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+
+from flaskbus import errors, wire
+from flaskbus.keys import GROUP, LIST_TTL_MS
+from flaskbus.messages import Failure
+from flaskbus_gateway.directory import MountState
+from flaskbus_gateway.exchange import Exchange
+from flaskbus_gateway.link import AnswerError, Link, LinkError
+
+log = logging.getLogger("flaskbus.gateway")
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+"""RFC 9110 section 9.2.2: a second run has the effect of one."""
+
+DEAD_TTL_MS = 7 * 24 * 3600 * 1000
+DEAD_KEPT = 1000
+DEAD_FIELD = 4096
+
+
+class Reaper:
+    """Settles what dead agents held. ``attempts`` is how often a request may be run in all."""
+
+    def __init__(self, link: Link, attempts: int, gateway_lives: Callable[[str], bool]) -> None:
+        self.link = link
+        self.attempts = attempts
+        self.gateway_lives = gateway_lives
+
+    async def agent_died(
+        self, state: MountState, consumer: str, mine: Callable[[bytes], Exchange | None]
+    ) -> None:
+        """Settle every request that a dead agent holds; ``mine`` finds this gateway's exchange of an entry."""
+        keys = state.keys
+        start = "-"
+        while True:
+            pending = await self.link.call("XPENDING", keys.requests, GROUP, start, "+", 500, consumer)
+            for entry_id, *_ in pending:
+                exchange = mine(entry_id)
+                if exchange is not None:
+                    await self._settle(exchange, consumer)
+                else:
+                    await self._settle_strangers(state, entry_id)
+            if len(pending) < 500:
+                break
+            start = "(" + pending[-1][0].decode()
+        await self.link.script("leave", [keys.agents, keys.requests], [GROUP, consumer])
+
+    async def _settle(self, exchange: Exchange, consumer: str) -> None:
+        """Run it again if that is allowed, and end it if not."""
+        request = exchange.request
+        if exchange.has_head or request.method not in IDEMPOTENT:
+            await self._end(exchange, f"the agent {consumer} died while it held the request")
+        elif exchange.attempt >= self.attempts:
+            await self._bury(exchange, consumer)
+        else:
+            keys = exchange.state.keys
+            outcome, *entry = await self.link.script(
+                "requeue",
+                [keys.requests, keys.reply(request.id)],
+                [GROUP, exchange.entry_id or "", consumer, exchange.attempt + 1],
+            )
+            if outcome == b"requeued":
+                log.warning("the agent %s died; %s %s runs again", consumer, request.method, request.target)
+                exchange.runs_again(entry[0])
+            else:
+                exchange.look()
+                if outcome == b"answered":
+                    await self._end(exchange, f"the agent {consumer} died while it was answering")
+
+    async def _end(self, exchange: Exchange, detail: str) -> None:
+        if await exchange.withdraw() == "finished":
+            exchange.look()  # the reply came at the last moment
+        else:
+            exchange.fail(errors.AgentLost(detail))
+
+    async def _bury(self, exchange: Exchange, consumer: str) -> None:
+        """A request that keeps killing agents is kept for people to look at, and not run any more."""
+        request, keys = exchange.request, exchange.state.keys
+        reason = f"{self.attempts} agents died while they held it"
+        log.error("%s %s is given up: %s", request.method, request.target, reason)
+        letter = ["reason", reason, *_fields(exchange)]
+        frame = wire.encode_frame(Failure(exchange.attempt, 0, "agent-lost", reason))
+        await self.link.script(
+            "bury",
+            [keys.requests, keys.dead, keys.reply(request.id)],
+            [
+                GROUP, exchange.entry_id or "", consumer, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS, "", request.id,
+                frame, *letter,
+            ],
+        )  # fmt: skip
+        exchange.fail(errors.AgentLost(f"the request was given up: {reason}"))
+
+    async def _settle_strangers(self, state: MountState, entry_id: bytes) -> None:
+        """Another gateway's: its own affair, unless that gateway is dead."""
+        entries = await self.link.call("XRANGE", state.keys.requests, entry_id, entry_id)
+        fields = entries[0][1] if entries else []
+        members = dict(zip(fields[::2], fields[1::2], strict=False))
+        if not self.gateway_lives(members.get(b"from", b"").decode("latin-1")):
+            await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
+
+    async def look_for_vanished(self, state: MountState, exchanges: Collection[Exchange]) -> None:
+        """End the exchanges whose entry is gone without a reply."""
+        known = [exchange for exchange in exchanges if exchange.entry_id is not None]
+        if not known:
+            return
+        entry_ids = [exchange.entry_id or b"" for exchange in known]
+        try:
+            missing = await self.link.script("vanished", [state.keys.requests], entry_ids)
+            for place in missing:
+                exchange = known[place - 1]
+                if exchange.entry_id == entry_ids[place - 1] and not await exchange.has_news():
+                    exchange.fail(errors.AgentLost("the broker lost the request"))
+        except (LinkError, AnswerError):
+            return  # the next round looks again
+
+
+def _fields(exchange: Exchange) -> Iterable[str | bytes | int]:
+    """The fields of the request, as far as a dead letter keeps them; credentials do not stay."""
+    request = exchange.request
+    headers = tuple((name, b"(redacted)" if name in _SECRET else value) for name, value in request.headers)
+    fields = wire.encode_request(replace(request, headers=headers))
+    return [field[:DEAD_FIELD] if isinstance(field, (str, bytes)) else field for field in fields]
+
+
+_SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"x-api-key"})
