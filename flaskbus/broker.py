@@ -148,6 +148,12 @@ def check(client: redis.Redis, url: str) -> None:
     verdict(info, url)
 
 
+def parse_info(text: bytes) -> dict[str, Any]:
+    """INFO's answer as it comes -> its members, all of them text."""
+    pairs = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
+    return {name: value for name, _, value in pairs if value}
+
+
 def verdict(info: dict[str, Any], url: str) -> None:
     """Judge the answer of INFO; raises :class:`~flaskbus.errors.StartError`."""
     version = str(info.get("redis_version", "0"))

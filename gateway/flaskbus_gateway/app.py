@@ -14,7 +14,7 @@ from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import ClientGone, Exchange
 from flaskbus_gateway.forwarding import TrustedProxies
-from flaskbus_gateway.http import Incoming, Scope, has_body, problem, relayed_headers
+from flaskbus_gateway.http import Incoming, Scope, add_date, has_body, problem, relayed_headers
 from flaskbus_gateway.switchboard import Switchboard
 
 log = logging.getLogger("flaskbus.gateway")
@@ -65,10 +65,18 @@ class Gateway:
                 return
 
     async def start(self) -> None:
-        """Connect to the broker; returns soon even if it is away."""
+        """Connect to the broker; returns soon even if it is away.
+
+        Raises :class:`~flaskbus.errors.StartError` where it is unfit, or refuses us.
+        """
         if self.board is None:
-            self.board = Switchboard(self.settings)
-            await self.board.start()
+            board = Switchboard(self.settings)
+            try:
+                await board.start()
+            except errors.StartError:
+                await board.close()
+                raise
+            self.board = board
             self._watcher = asyncio.get_running_loop().create_task(self._watch_clients())
 
     async def close(self) -> None:
@@ -87,6 +95,10 @@ class Gateway:
         assert board is not None
         exchange: Exchange | None = None
         started = False
+        if scope["method"] == "OPTIONS" and scope.get("raw_path") == b"*":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
         try:
             state, request = await self._accept(board, scope, receive)
             exchange = Exchange(board, state, request)
@@ -96,23 +108,21 @@ class Gateway:
             head = await exchange.head()
             board.got_head(exchange)
             started = True
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": head.status,
-                    "headers": relayed_headers(head.headers),
-                }
-            )
+            headers = relayed_headers(head.headers)
+            if scope["http_version"] == "2":
+                add_date(headers)
+            await send({"type": "http.response.start", "status": head.status, "headers": headers})
             if isinstance(head, Reply):
                 await send({"type": "http.response.body", "body": head.body})
             else:
                 await self._relay(exchange, send)
         except errors.BusError as error:
             if started:
-                # The client must not take what it has for the whole: the server breaks the connection off.
+                # The client must not take what it has for the whole: a server breaks the connection off when
+                # its app returns in the middle of a response.
                 log.warning("%s ended early: %s", request.target, error)
-                raise BrokenResponse(str(error)) from None
-            await self._answer(error, exchange, send)
+            else:
+                await self._answer(error, exchange, scope, send)
         except ClientGone:
             pass
         finally:
@@ -124,6 +134,8 @@ class Gateway:
 
     async def _accept(self, board: Switchboard, scope: Scope, receive: Receive) -> tuple[MountState, Request]:
         """Route, admit, and only then read the body."""
+        if scope["method"] == "CONNECT":
+            raise errors.InvalidRequest("CONNECT asks for a tunnel, and this is no proxy")
         incoming = Incoming(scope, self.proxies)
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
@@ -175,11 +187,9 @@ class Gateway:
         limit = self.settings.body_limit
         if incoming.content_length is not None and incoming.content_length > limit:
             raise errors.BodyTooLarge(f"{incoming.content_length} bytes; at most {limit} are taken")
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return self._whole(message, body)
-        parts, size = [body], len(body)
+        parts: list[bytes] = []
+        size = 0
+        message: dict[str, Any] = {"more_body": True}
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 while message.get("more_body"):
@@ -191,13 +201,9 @@ class Gateway:
                     parts.append(part)
         except TimeoutError:
             raise errors.BodyTimeout(f"{size} bytes came within {self.settings.body_timeout:g} s") from None
-        return self._whole(message, b"".join(parts))
-
-    @staticmethod
-    def _whole(message: dict[str, Any], body: bytes) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientGone
-        return body
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _relay(self, exchange: Exchange, send: Send) -> None:
         """Bring the client what the app yields, as fast as the client takes it."""
@@ -213,8 +219,14 @@ class Gateway:
                 return
             await exchange.handed_over(len(frames))
 
-    async def _answer(self, error: errors.BusError, exchange: Exchange | None, send: Send) -> None:
+    async def _answer(
+        self, error: errors.BusError, exchange: Exchange | None, scope: Scope, send: Send
+    ) -> None:
         status, headers, body = problem(error, exchange.request.id if exchange else "")
+        if scope["http_version"] == "2":
+            add_date(headers)
+        elif isinstance(error, (errors.BodyTooLarge, errors.BodyTimeout)):
+            headers.append((b"connection", b"close"))  # what is left of the body is not read
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -248,7 +260,3 @@ class Gateway:
             if message["type"] == "http.disconnect":
                 exchange.abandon()
                 return
-
-
-class BrokenResponse(Exception):
-    """Raised out of the ASGI application so that the server closes the connection without a proper end."""

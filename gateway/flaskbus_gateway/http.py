@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, MutableMapping
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
@@ -53,7 +54,8 @@ class Incoming:
         server, server_port = scope.get("server") or ("", 0)
         self.client: tuple[str, int] = (peer or "", port or 0)
         self.server: tuple[str, int] = (server or "", server_port or 0)
-        self.scheme: str = scope.get("scheme", "http")
+        # Over HTTP/2 it is what the client says.
+        self.scheme = "https" if scope.get("scheme") == "https" else "http"
         self.prefix = ""
         self.content_length: int | None = None
         self.host = ""
@@ -142,6 +144,12 @@ def relayed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 _BREAKING = re.compile(rb"[\r\n\0]").search
+
+
+def add_date(headers: list[tuple[bytes, bytes]]) -> None:
+    """The time as HTTP writes it (RFC 9110 section 5.6.7); servers add it, but gunicorn's not to HTTP/2."""
+    if not any(name.lower() == b"date" for name, _ in headers):
+        headers.append((b"date", formatdate(usegmt=True).encode()))
 
 
 def problem(error: BusError, request_id: str = "") -> tuple[int, list[tuple[bytes, bytes]], bytes]:

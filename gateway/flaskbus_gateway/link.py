@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import hiredis
 
-from flaskbus.broker import Address, mask, parse_url, script_sha, script_source
+from flaskbus.broker import Address, mask, parse_info, parse_url, script_sha, script_source, verdict
 from flaskbus.errors import StartError
 
 log = logging.getLogger("flaskbus.gateway")
@@ -77,6 +77,8 @@ class Link(asyncio.Protocol):
         self.on_down = on_down
         self.up = asyncio.Event()
         self.refused: StartError | None = None
+        """Why the broker that is there cannot be used; the first time, that is for the caller to say."""
+        self._was_up = False
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -110,25 +112,28 @@ class Link(asyncio.Protocol):
                 await asyncio.wait_for(self._connect(), STALL)
             except (OSError, TimeoutError, LinkError) as error:
                 if not told:
-                    log.warning("broker %s cannot be reached (%s); trying again", mask(self.url), error)
+                    self._say("broker %s cannot be reached (%s); trying again", mask(self.url), error)
                     told = True
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
                 continue
             except StartError as error:
-                if not told:
-                    log.error("%s", error)
+                if not told and self._was_up:
+                    self._say("%s", error)
                     told = True
                 self.refused = error
                 await asyncio.sleep(1.0)
                 continue
             if told:
-                log.info("broker %s is back", mask(self.url))
-            delay, told, self.refused = 0.05, False, None
+                self._say("broker %s is reached again", mask(self.url))
+            delay, told, self.refused, self._was_up = 0.05, False, None, True
             self.up.set()
             if self.on_up is not None:
                 self.on_up()
             await self._watch()
+
+    def _say(self, text: str, *args: object) -> None:
+        log.warning(text, *args)
 
     async def _connect(self) -> None:
         address = self.address
@@ -148,8 +153,11 @@ class Link(asyncio.Protocol):
                 greeting.append(self._send(("SELECT", address.db)))
             greeting.append(self._send(("CLIENT", "SETNAME", self.name)))
             greeting.extend(self._greet())
+            info = self._send(("INFO",))
             for answer in await asyncio.gather(*greeting, return_exceptions=True):
                 self._judge(answer)
+            with contextlib.suppress(AnswerError):  # what we may not ask is the administrator's word
+                verdict(parse_info(await info), self.url)
         except BaseException:
             self.abort()
             raise
@@ -267,7 +275,7 @@ class Link(asyncio.Protocol):
             self._lost.set_result(None)
         if was_up:
             if not self._closed:
-                log.warning("the connection to the broker %s broke; connecting anew", mask(self.url))
+                self._say("the connection to the broker %s broke; connecting anew", mask(self.url))
             if self.on_down is not None:
                 self.on_down()
 
@@ -290,6 +298,9 @@ class DoorbellLink(Link):
         super().__init__(url, name, on_up=on_up)
         self.on_ring = on_ring
         self._channels: dict[str, asyncio.Future[None]] = {}
+
+    def _say(self, text: str, *args: object) -> None:
+        log.debug(text, *args)  # the other link says the same
 
     def _greet(self) -> list[asyncio.Future[Answer]]:
         return []

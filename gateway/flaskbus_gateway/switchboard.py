@@ -70,15 +70,22 @@ class Switchboard:
     # Life
 
     async def start(self) -> None:
-        """Connect and learn the mounts; returns after a short time even if the broker is away."""
+        """Connect and learn the mounts; returns after a short time even if the broker is away.
+
+        Raises :class:`~flaskbus.errors.StartError` where it refuses us, or is unfit.
+        """
         self.link.start()
         self.bell.start()
         self.bell.subscribe(self.keys.news)
         self.directory.start()
         self.spawn(self._sweep())
         self.spawn(self._pulse())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.directory.known.wait(), 2.0)
+        deadline = self.now() + 2.0
+        while not self.directory.known.is_set() and self.now() < deadline:
+            if self.link.refused is not None:
+                raise self.link.refused
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.directory.known.wait(), 0.05)
 
     async def close(self) -> None:
         for task in tuple(self._tasks):

@@ -205,6 +205,7 @@ def test_a_request_that_kills_its_agents_is_given_up(
     agents: Agents, bus: Bus, pool: ThreadPoolExecutor, broker: Broker
 ) -> None:
     agents.start("--workers", "2")
+    eventually(lambda: len(agents.ready()) == 2)
     headers = {"Authorization": "Basic secret", "X-Trace": "kept"}
     answer = pool.submit(httpx.get, f"{bus.url}/shop/work/a", timeout=60, headers=headers)
     killed: set[int] = set()
