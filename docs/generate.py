@@ -1,15 +1,30 @@
-"""Write docs/reference/settings.md from flaskbus/settings.py: ``python docs/generate.py``."""
+"""Write the pages of docs/reference that are made from the code: ``python docs/generate.py``.
+
+settings.md comes from flaskbus/settings.py, commands.md from the commands themselves, errors.md from
+flaskbus/errors.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
-from flaskbus.settings import COMPONENTS, SECTIONS, CommonSettings, flag, show_default, variables
+import click
 
-TARGET = Path(__file__).parent / "reference" / "settings.md"
+from flaskbus import errors
+from flaskbus.cli import cli
+from flaskbus.extension import flask_cli
+from flaskbus.options import SettingOption
+from flaskbus.settings import COMPONENTS, SECTIONS, CommonSettings, flag, show_default, variables
+from flaskbus_agent.cli import agent
+from flaskbus_gateway.cli import gateway
+
+REFERENCE = Path(__file__).parent / "reference"
+TARGET = REFERENCE / "settings.md"
 
 INTRODUCTION = """\
 # Settings
@@ -129,5 +144,137 @@ def _row(item: Field[Any]) -> str:
     return f"| `{item.name}` | {default} | {switch} | {names} | {meaning} |"
 
 
+# commands.md
+
+COMMANDS_INTRODUCTION = """\
+# Commands
+
+<!-- Written by docs/generate.py from the commands; edit those. -->
+
+Each command explains itself with `--help`. What a command prints for people goes to standard output, and why it failed
+to standard error, in one line. Exit codes are in [settings](settings.md#exit-codes). A setting as an option is listed
+here by its name alone; [settings](settings.md) has its default and its meaning.
+"""
+
+
+def commands() -> str:
+    """The page, in Markdown."""
+    parts = [COMMANDS_INTRODUCTION]
+    for name, command in (("flaskbus-gateway", gateway), ("flaskbus-agent", agent), ("flaskbus", cli)):
+        parts += _command(command, name)
+    parts += _command(flask_cli, "flask bus", only=("agent",))
+    return "\n".join(parts)
+
+
+def _command(command: click.Command, name: str, only: tuple[str, ...] = ()) -> Iterator[str]:
+    context = click.Context(command, info_name=name)
+    yield f"## {name}\n"
+    yield f"```text\n{name} {' '.join(command.collect_usage_pieces(context))}\n```\n"
+    yield inspect.cleandoc(command.help or "") + "\n"
+    if examples := dedent(getattr(command, "examples", "")).strip():
+        yield f"```sh\n{examples}\n```\n"
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    own = [option for option in options if not isinstance(option, SettingOption) and option.name != "version"]
+    if own:
+        yield "| option | meaning |\n| --- | --- |"
+        yield "\n".join(map(_option, own)) + "\n"
+    settings = [f"`{option.opts[-1]}`" for option in options if isinstance(option, SettingOption)]
+    if settings:
+        yield f"Settings: {', '.join(settings)}.\n"
+    if isinstance(command, click.Group):
+        for child in only or command.list_commands(context):
+            found = command.get_command(context, child)
+            assert found is not None
+            yield from _command(found, f"{name} {child}")
+
+
+def _option(option: click.Option) -> str:
+    spelt = " ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    value = f" {option.metavar}" if option.metavar else ""
+    return f"| {spelt}{value} | {_cell(option.help or '')} |"
+
+
+# errors.md
+
+ERRORS_INTRODUCTION = """\
+# Errors
+
+<!-- Written by docs/generate.py from flaskbus/errors.py; edit that. -->
+
+Whatever the bus itself answers is `application/problem+json` (RFC 9457):
+
+```json
+{
+  "type": "urn:flaskbus:error:no-agent",
+  "title": "No agent is serving this mount",
+  "status": 503,
+  "detail": "no agent of /shop came within 30.0 s",
+  "executed": "no",
+  "fault": "app",
+  "request_id": "612dc20821366"
+}
+```
+
+- `executed` is `"no"` where the app surely did not run, so the request may be sent again whatever its method. It is
+  `"unknown"` where nobody can tell.
+- `fault` says where to look: `client`, `app`, `bus` or `broker`.
+- `request_id` is the correlation id, as in the log of the agent; it is there once the request was accepted.
+- A 503 of the bus has `Retry-After`, in seconds.
+
+What an app answers, its own 500 pages included, is passed on as it is. A response that breaks off after its head
+ends with a broken connection, never with what looks like a whole one. What is no HTTP at all, or too slow, is answered
+400 or 408 by the server before the bus sees it, without such a document.
+
+| status | type | executed | fault | when |
+| --- | --- | --- | --- | --- |"""
+
+WHEN = {
+    "internal": "A fault of flaskbus itself; the gateway's log has the traceback. Please report it.",
+    "ambiguous-target": "The path has another reading (`..`, `//`, `%2F`, `;`) that leads to another mount.",
+    "invalid-request": "No Host or two, a Host that is none, a control character in the path, two lengths.",
+    "unknown-mount": "No app is mounted on this host and path, or its last agent left more than `mount_ttl` ago.",
+    "body-timeout": "The body was not there within `body_timeout`.",
+    "body-too-large": "The body is larger than `body_limit`; a stated length is refused before the body is read.",
+    "unsupported-upgrade": "Reserved: WebSocket upgrades are refused by the server with 403 today.",
+    "queue-full": "`queue_limit` requests wait for this mount, or `open_limit` exchanges are open in this gateway.",
+    "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",
+    "not-started": "Agents are there, but none had a free thread within `head_timeout`. Start another one.",
+    "broker-unavailable": "The broker has been away for 5 s, or refused to take the request.",
+    "broker-full": "The broker is out of memory (`maxmemory`).",
+    "shutting-down": "Reserved: a stopping gateway closes its listening socket instead.",
+    "agent-lost": "The agent died, or the broker lost the entry, and the request may not run again.",
+    "deadline": "An agent took the request and sent no head within `head_timeout`. The app may still be running.",
+}
+"""Code of a :class:`~flaskbus.errors.BusError` -> what a person should know of it."""
+
+ERRORS_CLOSING = """
+The commands end with one line on standard error and an [exit code](settings.md#exit-codes); what to do about it is in
+the line, and some of it in [troubleshooting](../troubleshooting.md).
+"""
+
+
+def error_page() -> str:
+    """The page, in Markdown."""
+    kinds = [
+        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BusError)
+    ]
+    rows = [
+        f"| {kind.status} | `{kind.code}` | {kind.executed} | {kind.fault} | {_cell(WHEN[kind.code])} |"
+        for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code))
+    ]
+    return "\n".join([ERRORS_INTRODUCTION, *rows, ERRORS_CLOSING])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": reference,
+    "commands.md": commands,
+    "errors.md": error_page,
+}
+
 if __name__ == "__main__":
-    TARGET.write_text(reference(), encoding="utf-8")
+    for name, write in PAGES.items():
+        (REFERENCE / name).write_text(write(), encoding="utf-8")

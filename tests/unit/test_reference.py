@@ -1,0 +1,36 @@
+"""The pages of docs/reference that are made from the code."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.generate import PAGES, REFERENCE, WHEN
+from flaskbus import errors
+from flaskbus.cli import COMMANDS
+from tests.unit.test_errors import BUS_ERRORS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_up_to_date(name: str) -> None:
+    page = (REFERENCE / name).read_text(encoding="utf-8")
+    assert page == PAGES[name](), "run: python docs/generate.py"
+
+
+def test_every_command_is_there() -> None:
+    page = (REFERENCE / "commands.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.M)
+    ours = [f"flaskbus {name}" for name in COMMANDS]
+    assert headings == [
+        "flaskbus-gateway",
+        "flaskbus-agent",
+        "flaskbus",
+        *ours,
+        "flask bus",
+        "flask bus agent",
+    ]
+
+
+def test_nothing_is_said_of_errors_that_are_not() -> None:
+    assert set(WHEN) == {kind.code for kind in BUS_ERRORS} | {errors.BusError.code}
