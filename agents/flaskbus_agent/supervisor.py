@@ -158,8 +158,11 @@ class Supervisor(Arbiter):
 
     def manage_workers(self) -> None:
         """Bring the workers to what is wanted; see the rules above."""
-        if not self.heartbeat.connected or self.stopping:
+        if self.stopping:
             return
+        if not self.WORKERS:
+            # An unfit broker is said before any app is imported; one that is away delays no import.
+            self.beat()
         workers = sorted(self.WORKERS.values(), key=lambda worker: worker.age)
         workers = [each for each in workers if each.deadline is None and each.board.state != "stopping"]
         current = [

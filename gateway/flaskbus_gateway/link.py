@@ -153,11 +153,11 @@ class Link(asyncio.Protocol):
                 greeting.append(self._send(("SELECT", address.db)))
             greeting.append(self._send(("CLIENT", "SETNAME", self.name)))
             greeting.extend(self._greet())
-            info = self._send(("INFO",))
-            for answer in await asyncio.gather(*greeting, return_exceptions=True):
+            greeting.append(self._send(("INFO",)))
+            for answer in (answers := await asyncio.gather(*greeting, return_exceptions=True)):
                 self._judge(answer)
-            with contextlib.suppress(AnswerError):  # what we may not ask is the administrator's word
-                verdict(parse_info(await info), self.url)
+            if isinstance(answers[-1], bytes):  # if we may not ask, it is the administrator's word
+                verdict(parse_info(answers[-1]), self.url)
         except BaseException:
             self.abort()
             raise
@@ -166,12 +166,12 @@ class Link(asyncio.Protocol):
         if isinstance(answer, LinkError):
             raise answer
         if isinstance(answer, AnswerError):
-            if answer.code in ("WRONGPASS", "NOAUTH", "ERR") and "AUTH" in str(answer).upper():
+            if answer.code == "NOAUTH":
+                raise StartError(f"the broker at {mask(self.url)} wants a user name and password: {answer}")
+            if answer.code == "WRONGPASS" or "AUTH" in str(answer):
                 raise StartError(
                     f"the broker at {mask(self.url)} refuses the user name or password: {answer}"
                 )
-            if answer.code in ("NOAUTH", "WRONGPASS"):
-                raise StartError(f"the broker at {mask(self.url)} wants a user name and password: {answer}")
             if answer.code != "NOPERM":
                 raise LinkDown(str(answer))
 
