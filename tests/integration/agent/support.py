@@ -117,6 +117,16 @@ class Agent:
         found: list[AgentRecord] = eventually(look)
         return found
 
+    def successor(self, old: AgentRecord) -> AgentRecord:
+        """The one worker that is listed, and ready, once ``old`` is not any more."""
+
+        def look() -> AgentRecord | None:
+            (record,) = self.ready()
+            return record if record.id != old.id else None
+
+        found: AgentRecord = eventually(look)
+        return found
+
     def members(self) -> list[int]:
         """The live processes of the agent's session."""
         found = []

@@ -68,7 +68,7 @@ def test_a_dead_worker_is_reported_at_once_and_replaced(start: StartAgent, clien
     (old,) = agent.ready()
     client.send("/die")
     eventually(lambda: old.id not in {each.id for each in agent.records()}, 3)
-    (new,) = agent.ready()
+    new = agent.successor(old)
     assert client.get() == f"one {new.pid}"
     assert f"Worker {old.pid} was ended by SIGKILL" in agent.log
     assert "left 1 unfinished requests" in agent.log
@@ -110,7 +110,7 @@ def test_kill_after_shows_the_stack_and_replaces_the_process(
     assert f"Request {hanging} (GET /app/hang) runs for more than 0.5 s" in agent.log
     assert "in hang_here" in agent.log
     eventually(lambda: old.pid not in agent.members())
-    (new,) = agent.ready()
+    new = agent.successor(old)
     assert client.get() == f"one {new.pid}"
     assert client.pending() == 1
     assert "ERROR] Worker" not in agent.log
@@ -147,7 +147,7 @@ def test_a_handler_that_holds_the_interpreter(start: StartAgent, client: Client,
     eventually(lambda: old.pid not in agent.members())
     assert f"Worker {old.pid}: a handler has kept every other thread from running" in agent.log
     assert re.search(r'File ".*mine\.py", line \d+ in app', agent.log)
-    (new,) = agent.ready()
+    new = agent.successor(old)
     assert client.get() == f"one {new.pid}"
 
 
