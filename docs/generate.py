@@ -222,8 +222,8 @@ Whatever the bus itself answers is `application/problem+json` (RFC 9457):
 - A 503 of the bus has `Retry-After`, in seconds.
 
 What an app answers, its own 500 pages included, is passed on as it is. A response that breaks off after its head
-ends with a broken connection, never with what looks like a whole one. What is no HTTP at all, or too slow, is answered
-400 or 408 by the server before the bus sees it, without such a document.
+ends with a broken connection, never with what looks like a whole one. What is no HTTP, or comes too slowly or too large
+in its header, is refused before the bus sees it: with `invalid-request`, and the status 400, 408, 431 or 501.
 
 | status | type | executed | fault | when |
 | --- | --- | --- | --- | --- |"""
@@ -259,10 +259,15 @@ def error_page() -> str:
         kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BusError)
     ]
     rows = [
-        f"| {kind.status} | `{kind.code}` | {kind.executed} | {kind.fault} | {_cell(WHEN[kind.code])} |"
+        f"| {kind.status} | `{kind.code}` | {_executed(kind)} | {kind.fault} | {_cell(WHEN[kind.code])} |"
         for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code))
     ]
     return "\n".join([ERRORS_INTRODUCTION, *rows, ERRORS_CLOSING])
+
+
+def _executed(kind: type[errors.BusError]) -> str:
+    # Where nobody knows what went wrong, nobody knows how far it got.
+    return "unknown" if kind is errors.BusError else kind.executed
 
 
 def _cell(text: str) -> str:
