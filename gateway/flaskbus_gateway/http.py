@@ -50,10 +50,8 @@ class Incoming:
     def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
         raw_path: bytes | None = scope.get("raw_path")
         self.path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
-        peer, port = scope.get("client") or ("", 0)
-        server, server_port = scope.get("server") or ("", 0)
-        self.client: tuple[str, int] = (peer or "", port or 0)
-        self.server: tuple[str, int] = (server or "", server_port or 0)
+        self.client = _address(scope.get("client"))
+        self.server = _address(scope.get("server"))
         # Over HTTP/2 it is what the client says.
         self.scheme = "https" if scope.get("scheme") == "https" else "http"
         self.prefix = ""
@@ -116,6 +114,16 @@ class Incoming:
         if origin.port:
             said.append((b"x-forwarded-port", origin.port))
         self.headers.extend((name, value.encode("latin-1")) for name, value in said)
+
+
+def _address(end: object) -> tuple[str, int]:
+    """One end of the connection. A Unix socket's has neither name nor port, whatever the server makes of its path."""
+    match end:
+        case [str(host), int(port)]:
+            return host, port
+        case [str(host), None] if not host.startswith("/"):
+            return host, 0
+    return "", 0
 
 
 def _without_host(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
