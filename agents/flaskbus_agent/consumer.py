@@ -55,11 +55,14 @@ class Consumer:
         self._backlog: deque[Entry] = deque()
         self._held: set[bytes] = set()
         """Stream and entry id of what this process has in hand, to tell lost deliveries from running ones."""
+        self._ended: set[bytes] | None = None
+        """What was settled while the group is asked what we hold: its answer may still name them."""
         self._reread = True
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
         self._threads_lock = threading.Lock()
+        self._held_lock = threading.Lock()
         self._streams = 0
         self._rotation = 0
         self._reader = self._channel("reader", ANSWER + BLOCK_MS / 1000)
@@ -112,7 +115,9 @@ class Consumer:
                 waker.close()
 
     def close(self) -> None:
+        """Give up replies that cannot be sent, and hang up."""
         self.quiet()
+        self._runner.given_up.set()
         self._reader.close()
 
     def running(self) -> list[Running]:
@@ -180,16 +185,22 @@ class Consumer:
     def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
         me = threading.get_ident()
         mark = entry.served.keys.requests.encode() + entry.entry_id
+        settled = False
         try:
             request = self._runner.decode(entry, channel)
             if request is None:
+                settled = True  # or still pending, and then it may be looked at again: nothing ran
                 return
             running = Running(me, request.id, request.method, request.target, time.monotonic())
             self._running[me] = running
-            self._runner.run(entry, request, channel, running, on_stream)
+            settled = self._runner.run(entry, request, channel, running, on_stream)
         finally:
             self._running.pop(me, None)
-            self._held.discard(mark)
+            if settled:
+                with self._held_lock:
+                    if self._ended is not None:
+                        self._ended.add(mark)
+                    self._held.discard(mark)
             self.served += 1
 
     # Reading
@@ -254,6 +265,8 @@ class Consumer:
 
     def _read_own(self) -> None:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
+        with self._held_lock:
+            self._ended = set()
         self._reader_id = self._reader.call("CLIENT", "ID")
         for stream in tuple(self._by_stream):
             after = b"0"
@@ -266,6 +279,8 @@ class Consumer:
                     break
                 self._take(answer)
                 after = entries[-1][0]
+        with self._held_lock:
+            self._ended = None
         self._reread = False
 
     def _take(self, answer: Any) -> None:
@@ -274,9 +289,12 @@ class Consumer:
             served = self._ever_served.get(stream)
             for entry_id, fields in entries:
                 mark = stream + entry_id
-                if served is None or fields is None or mark in self._held:
-                    continue
-                self._held.add(mark)
+                with self._held_lock:
+                    if mark in self._held or (self._ended is not None and mark in self._ended):
+                        continue
+                    if served is None or fields is None:
+                        continue
+                    self._held.add(mark)
                 self._backlog.append(Entry(served, entry_id, fields, now))
 
     # Doorbell

@@ -8,7 +8,7 @@ the app streams                     push for each chunk, finish for the end
 the client is gone meanwhile        push says so; the app's iterable is closed, nothing is sent
 it waited past its deadline         finish with a failure; the app is not called
 it cannot be decoded                bury: a dead letter, and a failure to whoever waits
-the broker is away at the end       the reply is kept and sent again until the deadline
+the broker is away at the end       the reply is kept, and sent as soon as the broker is back
 ==================================  ===========================================================
 """
 
@@ -113,6 +113,7 @@ class Outbox:
         window: int,
         credit: Credit,
         running: Running,
+        given_up: threading.Event,
         on_stream: Callable[[], None],
     ) -> None:
         self._channel = channel
@@ -122,12 +123,14 @@ class Outbox:
         self._window = window
         self._credit = credit
         self._running = running
+        self._given_up = given_up
         self._on_stream = on_stream
-        self._deadline = entry.read_at + request.ttl / 1000
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
         self._sizes: deque[int] = deque()
+        self.settled = False
+        """Whether the broker has confirmed the end: the entry is not ours any more, and is not pending."""
 
     # Sink
 
@@ -174,6 +177,7 @@ class Outbox:
         self._running.since = math.inf
         encoded = [wire.encode_frame(frame) for frame in frames]
         outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        self.settled = True
         if outcome != b"done":
             self._not_wanted(outcome)
         self._running.since = time.monotonic()
@@ -193,6 +197,7 @@ class Outbox:
             self.finish([Failure(self._request.attempt, self._seq - len(frames), "broker-full", str(error))])
             raise Cancelled from None
         if isinstance(outcome, bytes):
+            self.settled = True
             self._not_wanted(outcome)
         self._sizes.extend(len(element) for element in encoded)
         if not self._streaming:
@@ -233,12 +238,10 @@ class Outbox:
             try:
                 return send()
             except Unavailable as error:
-                if time.monotonic() > self._deadline and not self._streaming:
+                # As long as this process lives: whether the reply is still wanted, only the broker can tell.
+                if self._given_up.wait(delay):
                     log.error("the reply to %s could not be sent: %s", self._request.id, error)
                     raise Cancelled from None
-                if time.monotonic() > self._deadline + 60:
-                    raise Cancelled from None
-                time.sleep(delay)
                 delay = min(delay * 2, 1.0)
 
 
@@ -249,6 +252,8 @@ class Runner:
         self.settings = settings
         self.agent_id = agent_id
         self.credit = credit
+        self.given_up = threading.Event()
+        """Set when the process ends and replies that could not be sent are lost with it."""
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
 
@@ -268,16 +273,21 @@ class Runner:
         channel: Channel,
         running: Running,
         on_stream: Callable[[], None],
-    ) -> None:
-        """Run the app and send what it answers; raises nothing."""
+    ) -> bool:
+        """Run the app and send what it answers; raises nothing.
+
+        Returns whether the broker has confirmed the end. If not, the entry is still pending as ours, and must
+        not be run again.
+        """
         outbox = Outbox(
             channel, entry, request, self.agent_id,
-            window=self.settings.window, credit=self.credit, running=running, on_stream=on_stream,
+            window=self.settings.window, credit=self.credit, running=running,
+            given_up=self.given_up, on_stream=on_stream,
         )  # fmt: skip
         try:
             if (time.monotonic() - entry.read_at) * 1000 > request.ttl:
                 outbox.finish([Failure(request.attempt, 0, "deadline", "it waited past its deadline")])
-                return
+                return outbox.settled
             environ = build_environ(
                 request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
             )
@@ -294,6 +304,7 @@ class Runner:
             log.error("the reply to %s was refused by the broker: %s", request.id, error)
         finally:
             self.credit.forget(request.id)
+        return outbox.settled
 
     def _bury(self, entry: Entry, channel: Channel, reason: str) -> None:
         """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read."""
