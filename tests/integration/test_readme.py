@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,9 @@ SECTIONS, FILES = read(README.read_text(encoding="utf-8"))
 @pytest.mark.slow
 @pytest.mark.parametrize("title", SECTIONS)
 def test_commands(title: str, tmp_path: Path, broker: Broker) -> None:
+    for program in ("bash", "curl"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
     with broker.client() as client:
         client.flushall()
     home = tmp_path / "home"
