@@ -1,0 +1,93 @@
+"""The broker dies and comes back with its data (AOF): what ran is answered, once."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import flask
+import httpx
+import pytest
+
+from flaskbus.testing import running_bus
+from tests.conftest import Broker, binary, start_broker, stop_broker
+from tests.integration.test_promises import at_rest, eventually, problem
+
+
+class MortalBroker:
+    """A broker with an append-only file that can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.broker = start_broker("valkey", directory, "--appendonly", "yes", "--appendfsync", "always")
+        self.directory = directory
+
+    def kill(self) -> None:
+        self.broker.process.kill()
+        self.broker.process.wait()
+
+    def revive(self) -> None:
+        port = self.broker.url.rpartition(":")[2].partition("/")[0]
+        program = binary("valkey")
+        assert program is not None
+        process = subprocess.Popen(
+            [program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory),
+             "--appendonly", "yes", "--appendfsync", "always"],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.broker = Broker("valkey", self.broker.url, process)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[MortalBroker]:
+    mortal = MortalBroker(tmp_path)
+    yield mortal
+    stop_broker(mortal.broker)
+
+
+def test_a_reply_waits_for_the_broker_and_the_app_runs_once(mortal: MortalBroker) -> None:
+    app, go, runs = flask.Flask("mortal"), threading.Event(), []
+
+    @app.post("/work")
+    def work() -> str:
+        runs.append(1)
+        assert go.wait(30)
+        return "done"
+
+    @app.get("/hello")
+    def hello() -> str:
+        return "hello"
+
+    with ThreadPoolExecutor(4) as pool, running_bus(mortal.broker.url) as bus:
+        with bus.mount(app, "/shop", threads=2) as url:
+            answer = pool.submit(httpx.post, f"{url}/work", timeout=60)
+            eventually(lambda: runs)
+            mortal.kill()
+            go.set()
+            away = httpx.get(f"{url}/hello", timeout=30)
+            assert (away.status_code, problem(away)["executed"]) == (503, "no")
+            mortal.revive()
+            assert answer.result().text == "done"
+            eventually(lambda: httpx.get(f"{url}/hello", timeout=30).text == "hello")
+            assert len(runs) == 1
+            at_rest(mortal.broker)
+
+
+def test_requests_that_waited_are_served_after_its_return(mortal: MortalBroker) -> None:
+    app = flask.Flask("patient")
+    app.add_url_rule("/<name>", view_func=lambda name: name)
+    with ThreadPoolExecutor(8) as pool, running_bus(mortal.broker.url) as bus:
+        with bus.mount(app, "/shop", name="patient"):
+            pass
+        with bus.mount(app, "/shop", name="patient") as url:
+            assert httpx.get(f"{url}/before").text == "before"
+            mortal.kill()
+            answers = [pool.submit(httpx.get, f"{url}/{n}", timeout=30) for n in range(4)]
+            mortal.revive()
+            # Sent within the time that the gateway waits for a broker, or surely not sent at all.
+            for n, answer in enumerate(answers):
+                response = answer.result()
+                assert response.text == str(n) or problem(response)["executed"] == "no"
+            assert eventually(lambda: httpx.get(f"{url}/after", timeout=30).text) == "after"
