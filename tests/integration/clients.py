@@ -68,7 +68,7 @@ def by_httpx(url: str, sent: Sent) -> Got:
             headers={"Host": HOST, **sent.headers},
             content=content,
             # httpx would quote the target anew.
-            extensions={"target": sent.target.encode("ascii")},
+            extensions={"target": (parts.path + sent.target).encode("ascii")},
         )
         del request.headers["Connection"]  # hop-by-hop: the app behind the bus does not see it
         response = client.send(request, stream=True)
