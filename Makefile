@@ -10,8 +10,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Tests wait for processes more than they compute; more than a few workers only crowd each other.
-PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Tests wait for processes more than they compute; more than a few workers only crowd each other. A file stays
+# with one worker, which makes the file's servers and environments once (pytest 9.2 ignores xdist_group).
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \

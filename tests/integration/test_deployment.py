@@ -31,8 +31,7 @@ from flaskbus_agent.cli import agent, mounted_apps
 from flaskbus_gateway.cli import gateway
 from tests.conftest import binary, free_port
 
-# One group: the images are made once, by one worker.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("deployment")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "gateway" / "Dockerfile", ROOT / "agents" / "Dockerfile"]
