@@ -165,6 +165,7 @@ class Gateway:
             client=incoming.client,
             server=incoming.server,
             headers=tuple(incoming.headers),
+            traceparent=incoming.traceparent,
             body=body,
         )
 
@@ -235,7 +236,8 @@ class Gateway:
     async def _take_back(self, board: Switchboard, exchange: Exchange) -> None:
         """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield."""
         if not exchange.ended:
-            await exchange.withdraw()
+            while await exchange.withdraw() == "unreachable" and not board.link.up.is_set():
+                await board.link.up.wait()  # else its reply would lie there until its list expires
             if exchange.agent:
                 board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
         board.close_exchange(exchange)

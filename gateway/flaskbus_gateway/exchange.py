@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from flaskbus import errors, wire
-from flaskbus.keys import GROUP
+from flaskbus.keys import GROUP, MountKeys
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request
-from flaskbus_gateway.link import Answer, AnswerError, LinkDown, LinkError, LinkLost
+from flaskbus_gateway.link import Answer, AnswerError, Link, LinkDown, LinkError, LinkLost
 
 if TYPE_CHECKING:
     from flaskbus_gateway.directory import MountState
@@ -53,6 +54,7 @@ class Exchange:
         "_look_again",
         "_next_seq",
         "_waiter",
+        "adrift",
         "agent",
         "attempt",
         "ended",
@@ -79,6 +81,8 @@ class Exchange:
         self.gone = False
         self.holding = False
         self.watched = False
+        self.adrift = False
+        """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
         self.trim = 0
         """Frames at the front of the list that were handed over and not trimmed yet."""
         self._frames: deque[Frame] = deque()
@@ -103,8 +107,8 @@ class Exchange:
             try:
                 self.entry_id = await board.link.call(*command)
             except LinkLost:
-                # It may be in the stream: the reply, or the deadline, will tell.
-                self._dirty = True
+                # It may be in the stream: the reply, or a look at the stream, will tell.
+                self._dirty = self.adrift = True
                 return
             except LinkDown as error:
                 if board.now() > deadline:
@@ -205,17 +209,13 @@ class Exchange:
 
     async def _locate(self) -> bytes | None:
         """The entry of a request whose XADD was not answered, or ``None`` where it is not in the stream."""
-        end = "+"
-        while True:
-            entries: list[Answer] = await self._board.link.call(
-                "XREVRANGE", self.state.keys.requests, end, "-", "COUNT", 500
-            )
-            for entry_id, fields in entries:
-                if wire.peek_id(fields) == self.request.id:
-                    return bytes(entry_id)
-            if len(entries) < 500:
-                return None
-            end = "(" + entries[-1][0].decode()
+        return (await locate(self._board.link, self.state.keys, {self.request.id})).get(self.request.id)
+
+    async def settle_adrift(self, entry_id: bytes | None) -> None:
+        """The stream was looked at: the request has this entry, or none."""
+        self.entry_id, self.adrift = entry_id, entry_id is None
+        if self.adrift and not await self.has_news():
+            self.fail(errors.AgentLost("the connection to the broker broke, and the request is not there"))
 
     # What the switchboard calls
 
@@ -223,7 +223,7 @@ class Exchange:
         """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
         self._dirty = True
         if frame is not None and not self._fetching:
-            self._take(frame)
+            self._take(frame, listed=False)
             self._wake()
         else:
             self.look()
@@ -252,6 +252,9 @@ class Exchange:
         self.attempt += 1
         self._next_seq = 0
         self._frames.clear()
+        self.trim = 0
+        # Its reply may be there already: what rings before we know of the attempt is not taken.
+        self.look()
 
     def fail(self, error: errors.BusError) -> None:
         """End the exchange, unless what already lies in hand does."""
@@ -264,7 +267,8 @@ class Exchange:
         if not self._frames and not self._fetching:
             await self._fetch()
             self._wake()
-        return bool(self._frames) or self._fetching or self.ended
+        # Where the link broke meanwhile, nothing was seen.
+        return bool(self._frames) or self._fetching or self.ended or not self._board.link.up.is_set()
 
     # Inside
 
@@ -319,12 +323,15 @@ class Exchange:
         except (LinkError, AnswerError):
             return  # the sweep looks again
         for element in elements:
-            self._take(element)
+            self._take(element, listed=True)
         if len(elements) == BATCH:
             self._look_again = True
 
-    def _take(self, element: bytes) -> None:
-        """Decode one list element, and keep it if it is the one that comes next."""
+    def _take(self, element: bytes, *, listed: bool) -> None:
+        """Decode a frame, and keep it if it is the one that comes next.
+
+        ``listed``: it was read from the list, and is to be trimmed from it even if it is dropped.
+        """
         try:
             frame = wire.decode_frame(element, max_size=self._board.max_frame)
         except errors.WireError as error:
@@ -333,7 +340,7 @@ class Exchange:
         if frame.attempt == self.attempt and frame.seq > self._next_seq:
             frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
         if frame.attempt != self.attempt or frame.seq != self._next_seq:
-            self.trim += 1
+            self.trim += listed
             return
         self._next_seq += 1
         self._frames.append(frame)
@@ -372,6 +379,21 @@ class Exchange:
             if not isinstance(frame, (Chunk, End)):
                 raise errors.AgentLost("the agent sent a second head")
         return frames
+
+
+async def locate(link: Link, keys: MountKeys, wanted: Collection[str]) -> dict[str, bytes]:
+    """The entries of requests by their correlation ids, as far as they are in the stream."""
+    found: dict[str, bytes] = {}
+    end = "+"
+    while True:
+        entries: list[Answer] = await link.call("XREVRANGE", keys.requests, end, "-", "COUNT", 500)
+        for entry_id, fields in entries:
+            request_id = wire.peek_id(fields)
+            if request_id is not None and request_id in wanted:
+                found[request_id] = bytes(entry_id)
+        if len(entries) < 500 or len(found) == len(wanted):
+            return found
+        end = "(" + entries[-1][0].decode()
 
 
 def _refused(error: AnswerError) -> errors.BusError:

@@ -21,7 +21,7 @@ from flaskbus import errors, wire
 from flaskbus.keys import GROUP, LIST_TTL_MS
 from flaskbus.messages import Failure
 from flaskbus_gateway.directory import MountState
-from flaskbus_gateway.exchange import Exchange
+from flaskbus_gateway.exchange import Exchange, locate
 from flaskbus_gateway.link import AnswerError, Link, LinkError
 
 log = logging.getLogger("flaskbus.gateway")
@@ -114,13 +114,27 @@ class Reaper:
         if not self.gateway_lives(members.get(b"from", b"").decode("latin-1")):
             await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
 
+    async def gateway_died(self, state: MountState, process: str) -> None:
+        """Withdraw what a dead gateway had sent and nobody has taken: no client waits for it."""
+        start = "-"
+        while True:
+            entries = await self.link.call("XRANGE", state.keys.requests, start, "+", "COUNT", 500)
+            for entry_id, fields in entries:
+                members = dict(zip(fields[::2], fields[1::2], strict=False))
+                if members.get(b"from", b"").decode("latin-1") == process:
+                    await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
+            if len(entries) < 500:
+                return
+            start = "(" + entries[-1][0].decode()
+
     async def look_for_vanished(self, state: MountState, exchanges: Collection[Exchange]) -> None:
         """End the exchanges whose entry is gone without a reply."""
-        known = [exchange for exchange in exchanges if exchange.entry_id is not None]
-        if not known:
-            return
-        entry_ids = [exchange.entry_id or b"" for exchange in known]
         try:
+            await self._look_for_adrift(state, [exchange for exchange in exchanges if exchange.adrift])
+            known = [exchange for exchange in exchanges if exchange.entry_id is not None]
+            if not known:
+                return
+            entry_ids = [exchange.entry_id or b"" for exchange in known]
             missing = await self.link.script("vanished", [state.keys.requests], entry_ids)
             for place in missing:
                 exchange = known[place - 1]
@@ -128,6 +142,13 @@ class Reaper:
                     exchange.fail(errors.AgentLost("the broker lost the request"))
         except (LinkError, AnswerError):
             return  # the next round looks again
+
+    async def _look_for_adrift(self, state: MountState, exchanges: Collection[Exchange]) -> None:
+        """Find the requests whose XADD was not answered."""
+        if exchanges:
+            found = await locate(self.link, state.keys, {exchange.request.id for exchange in exchanges})
+            for exchange in exchanges:
+                await exchange.settle_adrift(found.get(exchange.request.id))
 
 
 def _fields(exchange: Exchange) -> Iterable[str | bytes | int]:

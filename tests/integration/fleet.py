@@ -131,9 +131,9 @@ class Fleet:
         self.programs.append(program)
         return program
 
-    def gateway(self, *options: str, **more: Any) -> tuple[Program, str]:
+    def gateway(self, *options: str, port: int = 0, **more: Any) -> tuple[Program, str]:
         """A gateway that accepts connections, and its URL."""
-        port = free_port()
+        port = port or free_port()
         gateway = self.start("gateway", "flaskbus_gateway", "--port", str(port), *options, **more)
         eventually(lambda: "listening on" in gateway.log() or gateway.process.poll() is not None, "gateway")
         assert gateway.process.poll() is None, gateway.log()
@@ -158,14 +158,23 @@ class Fleet:
         """How often each token was run."""
         return Counter(self.ledger.read_text().split())
 
-    def at_rest(self) -> None:
-        """Nothing is left of any request."""
-        client, keys = self.registry.client, Keys().of(MOUNT.key)
+    def at_rest(self, *, lists: int = 0) -> None:
+        """Nothing is left of any request, but at most so many reply lists, which expire by themselves."""
+        client: Any = self.registry.client
+        keys = Keys().of(MOUNT.key)
 
-        def empty() -> bool:
-            return not client.xlen(keys.requests) and not list(client.scan_iter("*:reply:*"))
+        def left() -> tuple[list[bytes], list[bytes]]:
+            return client.xrange(keys.requests), list(client.scan_iter("*:reply:*"))
 
-        eventually(empty, "the broker is empty")
+        def rested() -> bool:
+            entries, found = left()
+            return not entries and len(found) <= lists and all(client.ttl(key) > 0 for key in found)
+
+        try:
+            eventually(rested, "the broker is at rest")
+        except AssertionError as error:
+            error.add_note(f"left: {left()}")
+            raise
 
 
 @dataclass(frozen=True)
