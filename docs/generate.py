@@ -256,18 +256,15 @@ the line, and some of it in [troubleshooting](../troubleshooting.md).
 def error_page() -> str:
     """The page, in Markdown."""
     kinds = [
-        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BusError)
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.BusError) and kind is not errors.NotExecuted
     ]
     rows = [
-        f"| {kind.status} | `{kind.code}` | {_executed(kind)} | {kind.fault} | {_cell(WHEN[kind.code])} |"
+        f"| {kind.status} | `{kind.code}` | {kind.executed} | {kind.fault} | {_cell(WHEN[kind.code])} |"
         for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code))
     ]
     return "\n".join([ERRORS_INTRODUCTION, *rows, ERRORS_CLOSING])
-
-
-def _executed(kind: type[errors.BusError]) -> str:
-    # Where nobody knows what went wrong, nobody knows how far it got.
-    return "unknown" if kind is errors.BusError else kind.executed
 
 
 def _cell(text: str) -> str:

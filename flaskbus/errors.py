@@ -29,7 +29,7 @@ class BusError(FlaskbusError):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error of the bus"
     fault: ClassVar[Fault] = "bus"
-    executed: Executed = "no"
+    executed: Executed = "unknown"
 
     def __init__(self, detail: str, *, retry_after: int | None = None, executed: Executed | None = None):
         super().__init__(detail)
@@ -53,59 +53,65 @@ class BusError(FlaskbusError):
         return document
 
 
-class AmbiguousTarget(BusError):
+class NotExecuted(BusError):
+    """Ended before an agent can have taken the request: the app has not run, and will not."""
+
+    code, executed = "not-executed", "no"
+
+
+class AmbiguousTarget(NotExecuted):
     """The request target has two readings that lead to two mounts, or none at all."""
 
     status, code, title, fault = 400, "ambiguous-target", "Ambiguous request target", "client"
 
 
-class InvalidRequest(BusError):
+class InvalidRequest(NotExecuted):
     """The request breaks a rule of HTTP that the server in front did not enforce."""
 
     status, code, title, fault = 400, "invalid-request", "Invalid request", "client"
 
 
-class UnknownMount(BusError):
+class UnknownMount(NotExecuted):
     status, code, title, fault = 404, "unknown-mount", "Nothing is mounted here", "client"
 
 
-class BodyTimeout(BusError):
+class BodyTimeout(NotExecuted):
     status, code, title, fault = 408, "body-timeout", "The request body did not arrive in time", "client"
 
 
-class BodyTooLarge(BusError):
+class BodyTooLarge(NotExecuted):
     status, code, title, fault = 413, "body-too-large", "Request body too large", "client"
 
 
-class UnsupportedUpgrade(BusError):
+class UnsupportedUpgrade(NotExecuted):
     status, code, title, fault = 501, "unsupported-upgrade", "Protocol not supported", "client"
 
 
-class QueueFull(BusError):
+class QueueFull(NotExecuted):
     status, code, title = 503, "queue-full", "Too many requests are waiting"
 
 
-class NoAgent(BusError):
+class NoAgent(NotExecuted):
     """Held for as long as allowed, and no agent took it."""
 
     status, code, title, fault = 503, "no-agent", "No agent is serving this mount", "app"
 
 
-class DeadlineBeforeStart(BusError):
+class DeadlineBeforeStart(NotExecuted):
     """Agents are there, but none was free in time."""
 
     status, code, title, fault = 503, "not-started", "The request was not started in time", "app"
 
 
-class BrokerUnavailable(BusError):
+class BrokerUnavailable(NotExecuted):
     status, code, title, fault = 503, "broker-unavailable", "The broker cannot be reached", "broker"
 
 
-class BrokerFull(BusError):
+class BrokerFull(NotExecuted):
     status, code, title, fault = 503, "broker-full", "The broker is out of memory", "broker"
 
 
-class ShuttingDown(BusError):
+class ShuttingDown(NotExecuted):
     status, code, title = 503, "shutting-down", "The gateway is shutting down"
 
 
@@ -113,12 +119,10 @@ class AgentLost(BusError):
     """The agent that held the request is gone, or its frames make no sense."""
 
     status, code, title, fault = 502, "agent-lost", "The agent was lost while it held the request", "app"
-    executed: Executed = "unknown"
 
 
 class DeadlineAfterDelivery(BusError):
     status, code, title, fault = 504, "deadline", "The app did not answer in time", "app"
-    executed: Executed = "unknown"
 
 
 class WireError(FlaskbusError):

@@ -19,6 +19,9 @@ from flaskbus.errors import MountTaken, UsageError
 from flaskbus.keys import GROUP, Keys
 from flaskbus.routing import Mount
 
+UNMOUNTED = "-"
+"""What stands before the mount's key in the news of its end; there is nothing before it in any other news."""
+
 State = Literal["starting", "ready", "stopping", "failed"]
 
 
@@ -26,7 +29,8 @@ State = Literal["starting", "ready", "stopping", "failed"]
 class AgentRecord:
     """One agent process on one mount.
 
-    ``beat`` counts heartbeats; ``at`` is the writer's wall clock in seconds, for people only.
+    ``beat`` counts heartbeats, and ``lease`` is how many seconds it may stand still; ``at`` is the writer's
+    wall clock in seconds, for people only.
     ``key_fingerprint`` tells apart agents of one app that were given different secret keys.
     """
 
@@ -42,6 +46,7 @@ class AgentRecord:
     threads: int = 0
     busy: int = 0
     beat: int = 0
+    lease: float = 0.0
     state: State = "starting"
     reason: str = ""
     at: float = 0.0
@@ -98,7 +103,15 @@ class Registry:
             self.client,
             "claim",
             [keys.owner, keys.agents, keys.requests],
-            [record.name, int(replace), int(mount_ttl * 1000), GROUP, record.id, record.dump()],
+            [
+                record.name,
+                int(replace),
+                int(mount_ttl * 1000),
+                GROUP,
+                record.id,
+                record.dump(),
+                int(record.state == "ready"),
+            ],
         )
         if outcome == b"taken":
             raise MountTaken(
@@ -153,7 +166,7 @@ class Registry:
         # With requests still waiting, gateways forget it when the last of them is gone.
         if run_script(self.client, "forget", [keys.owner, keys.agents, keys.requests], []) == b"gone":
             self.client.srem(self.keys.mounts, mount.key)
-        self.client.publish(self.keys.news, mount.key)
+        self.client.publish(self.keys.news, UNMOUNTED + mount.key)
 
 
 def _text(value: bytes | str) -> str:

@@ -171,6 +171,7 @@ class Heartbeat:
             key_fingerprint=facts.get("keys", {}).get(app.mount.key, ""),
             threads=self._settings.threads,
             busy=member.board.busy,
+            lease=self._settings.lease,
             state=state,
             reason=facts.get("reason", ""),
             at=time.time(),

@@ -2,21 +2,27 @@
 --
 -- KEYS  1 owner hash   2 agents hash   3 request stream
 -- ARGV  1 app name   2 '1' to take the mount over   3 mount TTL in ms   4 group   5 agent id   6 its record
+--       7 '1' if the agent is ready to serve
 --
 -- outcome             when                                        what was done
--- claimed             nobody owned the mount, or it was replaced  owner and record written, TTL set
+-- claimed             nobody owned the mount, or no agent of its  owner and record written, TTL set
+--                     owner was ever ready, or it was replaced
 -- renewed             the app owns it already                     record written, TTL renewed
 -- taken, app name     another app owns it                         record renewed, if the agent has one: it may
 --                                                                 still be running what it read before
 --
 -- The group is created only together with its stream. Where a stream has lost its group, entries may lie in
 -- it that already ran: only a gateway may mend that (it answers them first).
-local owner = redis.call('HGET', KEYS[1], 'name')
-if owner and owner ~= ARGV[1] and ARGV[2] ~= '1' then
+local owner, proven = unpack(redis.call('HMGET', KEYS[1], 'name', 'proven'))
+if owner and proven and owner ~= ARGV[1] and ARGV[2] ~= '1' then
   if redis.call('HEXISTS', KEYS[2], ARGV[5]) == 1 then redis.call('HSET', KEYS[2], ARGV[5], ARGV[6]) end
   return {'taken', owner}
 end
-if owner ~= ARGV[1] then redis.call('HSET', KEYS[1], 'name', ARGV[1]) end
+if owner ~= ARGV[1] then
+  redis.call('HSET', KEYS[1], 'name', ARGV[1])
+  redis.call('HDEL', KEYS[1], 'proven')
+end
+if ARGV[7] == '1' or ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'proven', '1') end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('HSET', KEYS[2], ARGV[5], ARGV[6])
 if redis.call('EXISTS', KEYS[3]) == 0 then

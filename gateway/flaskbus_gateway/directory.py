@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from flaskbus.keys import GROUP, Keys, MountKeys
@@ -48,6 +48,8 @@ class MountState:
     mine: int = 0
     """Exchanges of this process that have no head yet."""
     alive: bool = False
+    missing_since: float | None = None
+    """Since when the broker does not know the mount any more (monotonic seconds)."""
     holders: dict[str, int] = field(default_factory=dict)
     """How many requests each consumer of the group holds, at the last look."""
     seen: dict[str, float] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class MountState:
             pulse = self.pulses.get(record.id)
             if pulse is None or pulse.beat != record.beat:
                 self.pulses[record.id] = Pulse(record.beat, now)
-            elif now - pulse.seen > lease:
+            elif now - pulse.seen > (record.lease or lease):
                 lost.append(record.id)
         for gone in self.pulses.keys() - self.records.keys():
             del self.pulses[gone]
@@ -186,6 +188,7 @@ class Directory:
             mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key)) for mount in mounts
         }
         answers = [(state, self._ask(state)) for state in states.values()]
+        states |= self._missing(mounts)
         for state, futures in answers:
             owner, agents, length = await asyncio.gather(*futures[:3])
             try:
@@ -208,6 +211,30 @@ class Directory:
             await self._observe(state, agents)
         await self._route(states)
         self.known.set()
+
+    def _missing(self, listed: Collection[Mount]) -> dict[Mount, MountState]:
+        """Mounts that the broker forgot while agents served them: those will claim them again within a lease.
+
+        Until then their requests wait, and are not told that there is no such mount.
+        """
+        now, kept = self.link.loop.time(), {}
+        for mount, state in self.states.items():
+            if mount in listed:
+                state.missing_since = None
+            elif state.alive:
+                if state.missing_since is None:
+                    log.warning("the broker has forgotten %s", mount.name)
+                    state.missing_since = now
+                if now - state.missing_since <= self.lease:
+                    kept[mount] = state
+        return kept
+
+    def unmounted(self, key: str) -> None:
+        """Somebody removed the mount on purpose."""
+        for state in self.states.values():
+            if state.mount.key == key:
+                state.alive = False
+        self.refresh()
 
     def _ask(self, state: MountState) -> list[asyncio.Future[Answer]]:
         keys = state.keys

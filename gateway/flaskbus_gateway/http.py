@@ -32,6 +32,9 @@ HOP_BY_HOP = frozenset(
 _REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings"}
 
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 class Incoming:
     """What of a request can be told before its mount is known."""
 
@@ -45,6 +48,7 @@ class Incoming:
         "scheme",
         "server",
         "target",
+        "traceparent",
     )
 
     def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
@@ -57,6 +61,8 @@ class Incoming:
         self.prefix = ""
         self.content_length: int | None = None
         self.host = ""
+        self.traceparent = ""
+        """The client's trace context (W3C Trace Context), if it is one."""
         self.headers: list[tuple[bytes, bytes]] = []
         self._read_headers(scope["headers"], scope["http_version"], proxies)
         if not self.path.startswith("/"):
@@ -87,6 +93,9 @@ class Incoming:
                 if not value.isdigit() or self.content_length is not None:
                     raise InvalidRequest("Content-Length is not one whole number")
                 self.content_length = int(value)
+            elif name == b"traceparent":
+                if _TRACEPARENT.fullmatch(value):
+                    self.traceparent = value.decode("ascii")
             elif b"_" in name:
                 continue  # CGI cannot tell it from the name with a hyphen
             kept.append((name, value))
@@ -121,8 +130,6 @@ def _address(end: object) -> tuple[str, int]:
     match end:
         case [str(host), int(port)]:
             return host, port
-        case [str(host), None] if not host.startswith("/"):
-            return host, 0
     return "", 0
 
 

@@ -209,11 +209,16 @@ class Link(asyncio.Protocol):
             return future
         return self._send(command)
 
-    def script(
-        self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]
-    ) -> asyncio.Future[Answer]:
-        """Run one of the scripts, which every new connection loads."""
-        return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
+    async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
+        """Run one of the scripts, which every new connection loads, and which SCRIPT FLUSH removes."""
+        command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)
+        try:
+            return await self.call(*command)
+        except AnswerError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        await self.call("SCRIPT", "LOAD", script_source(name))
+        return await self.call(*command)
 
     def tell(self, *command: str | bytes | int) -> None:
         """Send a command whose answer nobody needs; nothing happens where the link is down."""

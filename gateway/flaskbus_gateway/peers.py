@@ -15,12 +15,16 @@ class Peers:
     def observe(self, flat: list[bytes], now: float) -> list[str]:
         """Take in HGETALL of the gateways at ``now`` (monotonic seconds); returns those that are dead."""
         listed: dict[str, tuple[int, float]] = {}
+        dead = []
         for name, record in zip(flat[::2], flat[1::2], strict=True):
-            process, beat = name.decode("utf-8", "replace"), _beat(record)
+            process = name.decode("utf-8", "replace")
+            beat, lease = _read(record)
             known = self._pulses.get(process)
             listed[process] = known if known is not None and known[0] == beat else (beat, now)
+            if now - listed[process][1] > (lease or self.lease):
+                dead.append(process)
         self._pulses = listed
-        return [process for process, (_, seen) in listed.items() if now - seen > self.lease]
+        return dead
 
     def forgive(self, now: float) -> None:
         """Nobody was observed while the broker was away: every lease begins anew."""
@@ -31,8 +35,10 @@ class Peers:
         return process in self._pulses
 
 
-def _beat(record: bytes) -> int:
+def _read(record: bytes) -> tuple[int, float]:
+    """The heartbeat counter, and the lease that the gateway itself keeps (0 where it does not say)."""
     try:
-        return int(json.loads(record)["beat"])
-    except (ValueError, TypeError, KeyError):
-        return -1
+        members = json.loads(record)
+        return int(members["beat"]), float(members.get("lease", 0))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return -1, 0.0

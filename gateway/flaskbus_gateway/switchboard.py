@@ -16,6 +16,7 @@ from typing import Any
 from flaskbus import __version__, errors, wire
 from flaskbus.keys import LIST_TTL_MS, Keys
 from flaskbus.messages import Failure
+from flaskbus.registry import UNMOUNTED
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import Directory, MountState
 from flaskbus_gateway.exchange import Exchange
@@ -142,7 +143,11 @@ class Switchboard:
 
     def _rang(self, channel: bytes, message: bytes) -> None:
         if channel == self.keys.news.encode():
-            self.directory.refresh()
+            text = message.decode("utf-8", "replace")
+            if text.startswith(UNMOUNTED):
+                self.directory.unmounted(text.removeprefix(UNMOUNTED))
+            else:
+                self.directory.refresh()
             return
         try:
             ring = wire.decode_ring(message)
@@ -204,6 +209,8 @@ class Switchboard:
             if process != self.process:
                 log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
                 await self.link.call("HDEL", self.keys.gateways, process)
+                for state in tuple(self.directory.states.values()):
+                    await self.reaper.gateway_died(state, process)
 
     # Rounds
 
@@ -240,6 +247,7 @@ class Switchboard:
                 "pid": os.getpid(),
                 "version": __version__,
                 "beat": self._beat,
+                "lease": self.settings.lease,
                 "open": len(self.exchanges),
                 "at": round(time.time(), 3),
             }

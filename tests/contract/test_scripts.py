@@ -246,15 +246,15 @@ class TestBury:
         assert bury(client, taken) == b"gone"
 
 
-def claim(client: Client, name: str, agent: str = "a1", *, replace: bool = False) -> Any:
-    args = [name, int(replace), 60_000, GROUP, agent, '{"beat":1}']
+def claim(client: Client, name: str, agent: str = "a1", *, replace: bool = False, ready: bool = True) -> Any:
+    args = [name, int(replace), 60_000, GROUP, agent, '{"beat":1}', int(ready)]
     return run_script(client, "claim", [M.owner, M.agents, M.requests], args)
 
 
 class TestClaim:
     def test_claimed(self, client: Client) -> None:
         assert claim(client, "shop:app") == [b"claimed", b"shop:app"]
-        assert client.hgetall(M.owner) == {b"name": b"shop:app"}
+        assert client.hgetall(M.owner) == {b"name": b"shop:app", b"proven": b"1"}
         assert client.hgetall(M.agents) == {b"a1": b'{"beat":1}'}
         assert 0 < client.pttl(M.owner) <= 60_000
         assert [group["name"] for group in client.xinfo_groups(M.requests)] == [GROUP.encode()]
@@ -263,6 +263,12 @@ class TestClaim:
         claim(client, "shop:app")
         assert claim(client, "shop:app", "a2") == [b"renewed", b"shop:app"]
         assert client.hlen(M.agents) == 2
+
+    def test_claimed_from_an_app_that_was_never_ready(self, client: Client) -> None:
+        claim(client, "shpo:app", ready=False)
+        assert claim(client, "shop:app", "a2", ready=False) == [b"claimed", b"shop:app"]
+        assert claim(client, "shop:app", "a2") == [b"renewed", b"shop:app"]
+        assert claim(client, "shpo:app") == [b"taken", b"shop:app"]
 
     def test_taken(self, client: Client) -> None:
         claim(client, "shop:app")
@@ -278,7 +284,7 @@ class TestClaim:
 
     def test_replaced(self, client: Client) -> None:
         claim(client, "shop:app")
-        assert claim(client, "blog:app", "b1", replace=True) == [b"claimed", b"blog:app"]
+        assert claim(client, "blog:app", "b1", replace=True, ready=False) == [b"claimed", b"blog:app"]
         assert claim(client, "shop:app") == [b"taken", b"blog:app"]
 
     def test_a_group_that_was_lost_is_not_made_anew(self, client: Client, entry: bytes) -> None:
