@@ -32,6 +32,10 @@ class _Member:
     board: Board
 
 
+CLAIM = 5.0
+"""Seconds that the first claim may take; a broker that is slow to answer must not let another app's mount pass."""
+
+
 class InProcessAgent:
     """Serves apps from threads of this process, until :meth:`stop`.
 
@@ -55,12 +59,17 @@ class InProcessAgent:
         self._beats = threading.Thread(target=self._beat, name="flaskbus-heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Claim the mounts, then serve them."""
+        """Claim the mounts, then serve them; with a broker that stays away, serve them once it is there."""
         self._member.board.state = "ready"
-        taken = self._heartbeat.beat([self._member], time.monotonic())
-        if taken:
-            self._heartbeat.close()
-            raise taken[0][1]
+        deadline = time.monotonic() + CLAIM
+        while time.monotonic() < deadline:
+            taken = self._heartbeat.beat([self._member], time.monotonic())
+            if taken:
+                self._heartbeat.close()
+                raise taken[0][1]
+            if self._member.board.claimed:
+                break
+            self._stopping.wait(0.05)
         self.consumer.start()
         self._beats.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from flaskbus import wire
+from flaskbus.errors import MountTaken
 from flaskbus.keys import GROUP, Keys
 from flaskbus.messages import Request
 from flaskbus.registry import AgentRecord, Registry
@@ -344,6 +346,21 @@ class TestOwnership:
         with bus_of(broker) as bus, bus.mount(gate.app, "/shop", name="shop:app"):
             with pytest.raises(Exception, match="belongs to the app 'shop:app', not to 'blog:app'"):
                 bus.mount(gate.app, "/shop", name="blog:app").__enter__()
+
+    def test_also_by_a_broker_that_is_slow_to_answer(
+        self, broker: Broker, gate: Gate, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        claim(broker, name="shop:app")
+        agent = InProcessAgent(AgentSettings(redis=broker.url), {SHOP: gate.app}, {SHOP: "blog:app"})
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            start = pool.submit(agent.start)
+            eventually(lambda: "cannot be used" in caplog.text)
+            assert not start.done()
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        with pytest.raises(MountTaken, match="belongs to the app 'shop:app'"):
+            start.result(20)
 
     def test_agents_of_one_name_share_the_work(
         self, broker: Broker, gate: Gate, pool: ThreadPoolExecutor
