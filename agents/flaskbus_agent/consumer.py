@@ -21,7 +21,8 @@ from flaskbus.keys import GROUP, Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
-from flaskbus_agent.delivery import Credit, Entry, Runner, Running, Served
+from flaskbus_agent.delivery import Runner
+from flaskbus_agent.outbox import Credit, Entry, Running, Served
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -218,7 +218,7 @@ class Gateway:
             if exchange.ended:
                 await send({"type": "http.response.body", "body": b""})
                 return
-            await exchange.handed_over(len(frames))
+            exchange.handed_over(len(frames))
 
     async def _answer(
         self, error: errors.BusError, exchange: Exchange | None, scope: Scope, send: Send

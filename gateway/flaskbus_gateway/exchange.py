@@ -5,7 +5,6 @@ Rules of this module:
 * A request is sent once. Whatever happens to the connection, it is never sent again.
 * ``executed: "no"`` comes from a command that was surely not sent, or from the withdraw script, and from
   nowhere else.
-* Frames are taken in the order of ``seq`` of one attempt; duplicates and other attempts' frames are dropped.
 * The list is the truth. A doorbell only says when to look at it; a ring that carries a frame saves that look.
 * The list is trimmed after its frames were handed over, never before.
 """
@@ -13,21 +12,18 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from flaskbus import errors, wire
 from flaskbus.keys import GROUP, MountKeys
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request
+from flaskbus_gateway.inbox import Inbox
 from flaskbus_gateway.link import Answer, AnswerError, Link, LinkDown, LinkError, LinkLost
 
 if TYPE_CHECKING:
     from flaskbus_gateway.directory import MountState
     from flaskbus_gateway.switchboard import Switchboard
-
-log = logging.getLogger("flaskbus.gateway")
 
 BATCH = 16
 """Frames that one look at a list takes."""
@@ -50,13 +46,11 @@ class Exchange:
         "_expired",
         "_failure",
         "_fetching",
-        "_frames",
+        "_inbox",
         "_look_again",
-        "_next_seq",
         "_waiter",
         "adrift",
         "agent",
-        "attempt",
         "ended",
         "entry_id",
         "gone",
@@ -65,8 +59,6 @@ class Exchange:
         "request",
         "started",
         "state",
-        "trim",
-        "watched",
     )
 
     def __init__(self, board: Switchboard, state: MountState, request: Request) -> None:
@@ -80,20 +72,19 @@ class Exchange:
         self.ended = False
         self.gone = False
         self.holding = False
-        self.watched = False
         self.adrift = False
         """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
-        self.trim = 0
-        """Frames at the front of the list that were handed over and not trimmed yet."""
-        self._frames: deque[Frame] = deque()
+        self._inbox = Inbox(request.attempt, board.max_frame)
         self._waiter: asyncio.Future[None] | None = None
-        self.attempt = request.attempt
         self._failure: errors.BusError | None = None
-        self._next_seq = 0
         self._dirty = False  # something may lie on the list
         self._fetching = False
         self._look_again = False
         self._expired = False
+
+    @property
+    def attempt(self) -> int:
+        return self._inbox.attempt
 
     # Sending
 
@@ -130,9 +121,12 @@ class Exchange:
 
     async def frame(self, timeout: float) -> Frame:
         """The next frame, within ``timeout`` seconds from now; :class:`TimeoutError` where none came."""
-        if not self._frames:
+        if not self._inbox.frames:
             await self._wait(timeout)
-        frame = self._frames.popleft()
+        return self._pop()
+
+    def _pop(self) -> Frame:
+        frame = self._inbox.frames.popleft()
         self.ended = isinstance(frame, (Reply, End, Failure))
         return frame
 
@@ -169,10 +163,8 @@ class Exchange:
         outcome = await self.withdraw()
         if outcome == "finished":
             await self._fetch()
-            if self._frames:
-                frame = self._frames.popleft()
-                self.ended = isinstance(frame, (Reply, End, Failure))
-                return frame
+            if self._inbox.frames:
+                return self._pop()
         if outcome == "undelivered":
             if self.state.failing and not self.state.alive:
                 raise errors.NoAgent(
@@ -223,7 +215,7 @@ class Exchange:
         """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
         self._dirty = True
         if frame is not None and not self._fetching:
-            self._take(frame, listed=False)
+            self._inbox.take_rung(frame)
             self._wake()
         else:
             self.look()
@@ -249,10 +241,7 @@ class Exchange:
     def runs_again(self, entry_id: bytes) -> None:
         """Another agent may take it: what the first one still sends is not for the client."""
         self.entry_id = entry_id
-        self.attempt += 1
-        self._next_seq = 0
-        self._frames.clear()
-        self.trim = 0
+        self._inbox.next_attempt()
         # Its reply may be there already: what rings before we know of the attempt is not taken.
         self.look()
 
@@ -264,11 +253,11 @@ class Exchange:
     async def has_news(self) -> bool:
         """Whether something lies in hand or on the list."""
         self._dirty = True
-        if not self._frames and not self._fetching:
+        if not self._inbox.frames and not self._fetching:
             await self._fetch()
             self._wake()
         # Where the link broke meanwhile, nothing was seen.
-        return bool(self._frames) or self._fetching or self.ended or not self._board.link.up.is_set()
+        return bool(self._inbox.frames) or self._fetching or self.ended or not self._board.link.up.is_set()
 
     # Inside
 
@@ -277,7 +266,7 @@ class Exchange:
         loop = self._board.loop
         timer = None
         try:
-            while not self._frames:
+            while not self._inbox.frames:
                 if self.gone:
                     raise ClientGone
                 if self._failure is not None:
@@ -310,55 +299,39 @@ class Exchange:
         finally:
             self._fetching = False
             self._wake()
-        if self._look_again and len(self._frames) < BATCH:
+        self._look_on()
+
+    def _look_on(self) -> None:
+        """There was more than one look could take, or the bell rang meanwhile."""
+        if self._look_again and not self._fetching and len(self._inbox.frames) < BATCH:
             self._look_again = False
             self.look()
 
     async def _fetch(self) -> None:
         link, key = self._board.link, self.state.keys.reply(self.request.id)
-        # What is still in hand lies at the front of the list, behind what can be trimmed.
-        skip = self.trim + len(self._frames)
+        start, attempt = self._inbox.seen, self.attempt
         try:
-            elements: list[bytes] = await link.call("LRANGE", key, skip, skip + BATCH - 1)
+            elements: list[bytes] = await link.call("LRANGE", key, start, start + BATCH - 1)
         except (LinkError, AnswerError):
             return  # the sweep looks again
-        for element in elements:
-            self._take(element, listed=True)
+        if attempt != self.attempt:
+            self._look_again = True  # it was another run's list
+            return
+        self._inbox.take_listed(elements)
         if len(elements) == BATCH:
             self._look_again = True
 
-    def _take(self, element: bytes, *, listed: bool) -> None:
-        """Decode a frame, and keep it if it is the one that comes next.
-
-        ``listed``: it was read from the list, and is to be trimmed from it even if it is dropped.
-        """
-        try:
-            frame = wire.decode_frame(element, max_size=self._board.max_frame)
-        except errors.WireError as error:
-            log.error("a frame on the reply list of %s is not ours: %s", self.request.id, error)
-            frame = Failure(self.attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
-        if frame.attempt == self.attempt and frame.seq > self._next_seq:
-            frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
-        if frame.attempt != self.attempt or frame.seq != self._next_seq:
-            self.trim += listed
-            return
-        self._next_seq += 1
-        self._frames.append(frame)
-
     # Handing over
 
-    async def handed_over(self, frames: int) -> None:
+    def handed_over(self, frames: int) -> None:
         """The client's transport took these frames: trim them, and give the agent credit for them."""
-        self.trim += frames
-        link, keys = self._board.link, self.state.keys
-        if self.trim >= BATCH // 2 or not self._frames:
-            link.tell("LTRIM", keys.reply(self.request.id), self.trim, -1)
-            self.trim = 0
+        link, keys, inbox = self._board.link, self.state.keys, self._inbox
+        inbox.handed_over(frames)
+        if inbox.done >= BATCH // 2 or not inbox.frames:
+            link.tell("LTRIM", keys.reply(self.request.id), inbox.trimmed(), -1)
             if self.agent:
                 link.tell("PUBLISH", keys.doorbell(self.agent), self.request.id)
-        if self._look_again and not self._fetching and len(self._frames) < BATCH:
-            self._look_again = False
-            self.look()
+        self._look_on()
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -371,8 +344,8 @@ class Exchange:
             frames: list[Frame] = [await self.frame(self._board.settings.idle_timeout)]
         except TimeoutError:
             raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
-        while self._frames and not self.ended:
-            frames.append(await self.frame(0))
+        while self._inbox.frames and not self.ended:
+            frames.append(self._pop())
         for frame in frames:
             if isinstance(frame, Failure):
                 raise errors.AgentLost(frame.detail)

@@ -19,8 +19,9 @@ from flaskbus.messages import Failure
 from flaskbus.registry import UNMOUNTED
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import Directory, MountState
+from flaskbus_gateway.doorbell import DoorbellLink
 from flaskbus_gateway.exchange import Exchange
-from flaskbus_gateway.link import Answer, AnswerError, DoorbellLink, Link, LinkError
+from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
 from flaskbus_gateway.peers import Peers
 from flaskbus_gateway.reaper import Reaper
 

@@ -1,0 +1,73 @@
+"""Frames of one exchange, put in order. Pure.
+
+What is known of the reply list, from its front:
+
+    | done: may be trimmed | seen: in hand, or being handed to the client | not seen yet |
+
+Frames are taken in the order of ``seq`` of one attempt. A frame that came before, or that belongs to another
+attempt, is dropped; one that comes too early says that a part was lost, which ends the reply.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from flaskbus import wire
+from flaskbus.errors import WireError
+from flaskbus.messages import Failure, Frame
+
+
+class Inbox:
+    """The frames that came and were not handed over yet. ``max_frame``: largest list element in bytes."""
+
+    __slots__ = ("_max_frame", "_next_seq", "attempt", "done", "frames", "seen")
+
+    def __init__(self, attempt: int, max_frame: int) -> None:
+        self.attempt = attempt
+        self.frames: deque[Frame] = deque()
+        self.seen = 0
+        """Elements at the front of the list that were read."""
+        self.done = 0
+        """How many of those are not needed on the list any more."""
+        self._next_seq = 0
+        self._max_frame = max_frame
+
+    def take_listed(self, elements: list[bytes]) -> None:
+        """Elements of the list, read from place :attr:`seen` on."""
+        for element in elements:
+            self.seen += 1
+            if not self._take(element):
+                self.done += 1
+
+    def take_rung(self, element: bytes) -> None:
+        """An element that came with the doorbell; it lies on the list as well."""
+        self._take(element)
+
+    def handed_over(self, frames: int) -> None:
+        """The client's transport has taken so many frames."""
+        self.done = min(self.seen, self.done + frames)
+
+    def trimmed(self) -> int:
+        """How many elements to trim from the list now; they count as trimmed."""
+        count, self.done = self.done, 0
+        self.seen -= count
+        return count
+
+    def next_attempt(self) -> None:
+        """Another run begins with a list of its own."""
+        self.attempt += 1
+        self.frames.clear()
+        self.seen = self.done = self._next_seq = 0
+
+    def _take(self, element: bytes) -> bool:
+        try:
+            frame = wire.decode_frame(element, max_size=self._max_frame)
+        except WireError as error:
+            frame = Failure(self.attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
+        if frame.attempt == self.attempt and frame.seq > self._next_seq:
+            frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
+        if frame.attempt != self.attempt or frame.seq != self._next_seq:
+            return False
+        self._next_seq += 1
+        self.frames.append(frame)
+        return True
