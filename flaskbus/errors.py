@@ -56,7 +56,8 @@ class BusError(FlaskbusError):
 class NotExecuted(BusError):
     """Ended before an agent can have taken the request: the app has not run, and will not."""
 
-    code, executed = "not-executed", "no"
+    code = "not-executed"
+    executed: Executed = "no"
 
 
 class AmbiguousTarget(NotExecuted):
