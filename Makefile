@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all coverage lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,9 @@ test: $(VENV)/.test  ## Every test that takes seconds
 
 test-all: test $(VENV)/.deploy  ## The same, then the long ones: faults, deployment files, clean installs
 	$(PYTEST) -m slow $(ARGS)
+
+coverage: $(VENV)/.test  ## The pure modules are tested at every branch
+	$(PYTEST) tests/unit --cov --cov-report=term
 
 lint: $(VENV)/.test  ## ruff, mypy --strict, and the direction of imports
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Test an app as its users will meet it: through a real gateway, a real broker and an agent.
 
-A pytest plugin, loaded by pytest wherever flaskbus is installed::
+A pytest plugin, loaded by pytest wherever flaskbus is installed (and so it imports nothing until it is used)::
 
     def test_cart(flaskbus_mount):
         url = flaskbus_mount(app, prefix="/shop")
@@ -22,8 +22,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from flaskbus.errors import StartError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -81,6 +79,8 @@ def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
     ``settings`` are fields of :class:`~flaskbus.settings.GatewaySettings`. Raises
     :class:`~flaskbus.errors.StartError` with the gateway's own words where it does not start.
     """
+    from flaskbus.errors import StartError
+
     port = settings.pop("port", None) or _free_port()
     variables = {f"FLASKBUS_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(  # noqa: S603
