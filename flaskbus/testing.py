@@ -65,27 +65,48 @@ class Bus:
         )
         agent.start()
         try:
+            self._await_route(mount.key)
             yield self.url + mount.script_name
         finally:
             agent.stop(10.0)
             with connect(self.broker_url) as client:
                 Registry(client, Keys()).unmount(mount)
 
+    def _await_route(self, key: str) -> None:
+        """Until every gateway routes to the mount, and no other app gets its requests."""
+        from flaskbus.broker import connect
+        from flaskbus.errors import StartError
+        from flaskbus.keys import Keys
+        from flaskbus.registry import Registry
+
+        deadline = time.monotonic() + START_TIMEOUT
+        with connect(self.broker_url) as client:
+            registry = Registry(client, Keys())
+            while not all(key in record.get("mounts", [key]) for record in registry.gateways().values()):
+                if time.monotonic() > deadline:
+                    raise StartError(f"the gateway at {self.url} does not route to {key}")
+                time.sleep(0.01)
+
 
 @contextmanager
 def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
     """A gateway process in front of a broker that runs already.
 
-    ``settings`` are fields of :class:`~flaskbus.settings.GatewaySettings`. Raises
+    ``settings`` are fields of :class:`~flaskbus.settings.GatewaySettings`; the others have their defaults,
+    whatever the environment and the configuration file of the tested project say. Raises
     :class:`~flaskbus.errors.StartError` with the gateway's own words where it does not start.
     """
+    from flaskbus.config import CONFIG_VARIABLE
     from flaskbus.errors import StartError
 
     port = settings.pop("port", None) or _free_port()
-    variables = {f"FLASKBUS_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("FLASKBUS_")}
+    variables |= {f"FLASKBUS_{name.upper()}": str(value) for name, value in settings.items()}
+    # With an empty file none is looked for in the current directory.
+    variables |= {CONFIG_VARIABLE: os.devnull, "FLASKBUS_REDIS_URL": broker_url}
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "flaskbus_gateway", f"--port={port}"],
-        env={**os.environ, **variables, "FLASKBUS_REDIS_URL": broker_url},
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
