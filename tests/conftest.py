@@ -73,15 +73,23 @@ def start_broker(engine: str, directory: Path, *options: str) -> Broker:
     broker = Broker(engine, f"redis://127.0.0.1:{port}/0", process)
     deadline = time.monotonic() + 10
     with broker.client() as client:
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.exceptions.ConnectionError:
-                assert process.poll() is None, f"{program} ended with {process.returncode}"
-                assert time.monotonic() < deadline, f"{program} does not answer"
-                time.sleep(0.01)
+        while not _answers(client):
+            assert process.poll() is None, f"{program} ended with {process.returncode}"
+            if time.monotonic() > deadline:
+                stop_broker(broker)
+                pytest.fail(f"{program} does not answer")
+            time.sleep(0.01)
     return broker
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        client.ping()
+    except redis.exceptions.AuthenticationError:
+        pass  # which is an answer
+    except redis.exceptions.ConnectionError:
+        return False
+    return True
 
 
 def stop_broker(broker: Broker) -> None:

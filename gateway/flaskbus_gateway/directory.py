@@ -102,9 +102,9 @@ class MountState:
 class Directory:
     """The mounts of one namespace, kept up to date over the gateway's link.
 
-    ``on_change(state)`` is called when a mount gained its first agent, lost its last, or began to fail;
-    ``on_doubtful(state, entries)`` with entries that outlived their group; ``on_orphan(state, consumer)`` is
-    awaited for each dead agent that holds requests.
+    ``on_routes()`` is called when other mounts are routed to than before; ``on_change(state)`` when a mount
+    gained its first agent, lost its last, or began to fail; ``on_doubtful(state, entries)`` with entries that
+    outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Directory:
         *,
         listen: Callable[[MountState], asyncio.Future[None]],
         unlisten: Callable[[MountState], None],
+        on_routes: Callable[[], None],
         on_change: Callable[[MountState], None],
         on_doubtful: Callable[[MountState, list[Answer]], None],
         on_orphan: Callable[[MountState, str], Awaitable[None]],
@@ -124,6 +125,7 @@ class Directory:
         self.lease = lease
         self.listen = listen
         self.unlisten = unlisten
+        self.on_routes = on_routes
         self.on_change = on_change
         self.on_doubtful = on_doubtful
         self.on_orphan = on_orphan
@@ -267,9 +269,12 @@ class Directory:
             await asyncio.wait([self.listen(states[mount]) for mount in new], timeout=2.0)
         for mount in self.states.keys() - states.keys():
             self.unlisten(self.states[mount])
-        if states.keys() != self.states.keys():
+        changed = states.keys() != self.states.keys()
+        if changed:
             self.table = Table(states)
         self.states = states
+        if changed:
+            self.on_routes()
 
     async def _forget(self, state: MountState) -> None:
         outcome = await self.link.script(

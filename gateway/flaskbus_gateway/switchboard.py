@@ -63,6 +63,7 @@ class Switchboard:
             settings.lease,
             listen=lambda state: self.bell.subscribe(state.keys.doorbell(self.process)),
             unlisten=lambda state: self.bell.unsubscribe(state.keys.doorbell(self.process)),
+            on_routes=self._write_record,
             on_change=self._mount_changed,
             on_doubtful=self._answer_doubtful,
             on_orphan=self._agent_died,
@@ -243,21 +244,24 @@ class Switchboard:
         while True:
             await self.link.up.wait()
             self._beat += 1
-            record = {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "version": __version__,
-                "beat": self._beat,
-                "lease": self.settings.lease,
-                "open": len(self.exchanges),
-                "at": round(time.time(), 3),
-            }
-            self.link.tell(
-                "HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":"))
-            )
+            self._write_record()
             with contextlib.suppress(LinkError, AnswerError):
                 await self._observe_peers()
             await asyncio.sleep(self.settings.lease / 4)
+
+    def _write_record(self) -> None:
+        """What other processes and people may know of this one; see it with HGETALL."""
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "beat": self._beat,
+            "lease": self.settings.lease,
+            "open": len(self.exchanges),
+            "mounts": sorted(mount.key for mount in self.directory.states),
+            "at": round(time.time(), 3),
+        }
+        self.link.tell("HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":")))
 
 
 def _number(value: bytes | None) -> int:
