@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from flaskbus_agent.board import Facts
 from flaskbus_agent.fingerprint import code_fingerprint, key_fingerprint
 from flaskbus_agent.heartbeat import MountedApp
 from flaskbus_agent.importer import import_app, import_function
-from flaskbus_agent.log import AgentLogger
+from flaskbus_agent.log import LOGGER, AgentLogger, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,17 +96,13 @@ class AgentApplication(BaseApplication):
                 detail = "".join(traceback.format_exception(error))
                 raise AppImportError(f"{target} raised {type(error).__name__}: {error}\n{detail}") from error
         except AppImportError as error:
-            if not self.settings.reload:
-                raise
-            self._apps = {app.mount: error_page(error) for app in self.mounted}
+            self._apps = dict.fromkeys((app.mount for app in self.mounted), self._stand_in(error))
 
     def _import(self, app: MountedApp) -> WSGIApplication:
         try:
             imported = import_app(app.target, factory=self.settings.factory)
         except AppImportError as error:
-            if not self.settings.reload:
-                raise
-            return error_page(error)
+            return self._stand_in(error)
         self._facts.setdefault("code", {})[app.mount.key] = code_fingerprint(app.target)
         self._facts.setdefault("keys", {})[app.mount.key] = key_fingerprint(imported, app.mount.key)
         if not self.settings.debugger:
@@ -116,6 +113,14 @@ class AgentApplication(BaseApplication):
         debugged = DebuggedApplication(imported, evalex=True)
         self.pins.add(str(debugged.pin))
         return debugged
+
+    def _stand_in(self, error: AppImportError) -> WSGIApplication:
+        """What is served until the code is mended; without ``reload`` nothing is, and the error is raised."""
+        if not self.settings.reload:
+            raise error
+        logging.getLogger(LOGGER).error("%s", error)
+        self._facts["reason"] = first_line(error)
+        return error_page(error)
 
 
 _PAGE = """<!doctype html>

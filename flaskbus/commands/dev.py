@@ -212,16 +212,17 @@ class Session:
         supervisors = {app.mount: process.pid for process, app in self.agents.items()}
         found = []
         for app in self.plan.apps:
-            if app.mount in self.failed:
-                found.append(replace(app, state="failed", reason="see the log"))
-                continue
             try:
                 records = registry.agents(app.mount)
             except redis.exceptions.RedisError:
                 records = []
             ours = [record for record in records if record.supervisor == supervisors.get(app.mount)]
-            ready = any(record.state == "ready" for record in ours)
-            found.append(replace(app, state="ready" if ready else "starting"))
+            ready = [record for record in ours if record.state == "ready"]
+            # With reload, an agent whose app is broken is ready too: to show a page that says so.
+            if app.mount in self.failed or any(record.reason for record in ready):
+                found.append(replace(app, state="failed", reason="see the log"))
+            else:
+                found.append(replace(app, state="ready" if ready else "starting"))
         return found
 
     def _setup(self) -> Setup:

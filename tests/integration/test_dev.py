@@ -224,7 +224,8 @@ def test_an_app_that_cannot_be_imported_is_loaded_once_it_can(
 ) -> None:
     (tmp_path / "late.py").write_text("import no_such_module\n")
     bus = dev("late:app=/late", "bare:app=/bare")
-    bus.ready()
+    assert re.search(r"late:app  failed: see the log", bus.ready())
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in bus.output
     page = httpx.get(f"{bus.url}/late/")
     assert page.status_code == 500
     assert "no_such_module" in page.text

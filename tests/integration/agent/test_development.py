@@ -37,6 +37,7 @@ def test_reload_starts_with_broken_code(start: StartAgent, client: Client, direc
     agent.ready()
     eventually(lambda: "Watching" in agent.log)
     assert "SyntaxError" in client.get()
+    assert "[ERROR] mine:app could not be imported: SyntaxError" in agent.log
     change(directory, "VERSION = )", 'VERSION = "two"')
     eventually(lambda: client.get().startswith("two "))
 
