@@ -32,6 +32,15 @@ LIST_TTL_MS = 2 * 3600 * 1000
 """Life of a reply or inbound list, renewed by each push. It only removes what a crash left behind, and is
 longer than an hour so that a clock that jumps by an hour removes nothing early."""
 
+DEAD_TTL_MS = 7 * 24 * 3600 * 1000
+"""Life of a mount's dead letters after the last of them."""
+
+DEAD_KEPT = 1000
+"""How many dead letters of a mount are kept, about."""
+
+DEAD_FIELD = 4096
+"""How many bytes of each field a dead letter keeps."""
+
 PERSISTENT = ("mounts", "gateways", ":mount", ":agents", ":requests")
 """How the names of the keys that may be without a TTL end; whatever else has none is a leak."""
 

@@ -26,7 +26,7 @@ import redis
 from flaskbus import wire
 from flaskbus.broker import Unavailable
 from flaskbus.errors import WireError
-from flaskbus.keys import GROUP, LIST_TTL_MS
+from flaskbus.keys import DEAD_FIELD, DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger("flaskbus.agent")
-
-DEAD_TTL_MS = 7 * 24 * 3600 * 1000
-DEAD_KEPT = 1000
-DEAD_FIELD = 4096
-"""Bytes of a field that a dead letter keeps."""
 
 
 class Runner:

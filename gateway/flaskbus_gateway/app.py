@@ -128,7 +128,7 @@ class Gateway:
         finally:
             if exchange is not None:
                 if not exchange.ended:
-                    board.spawn(self._take_back(board, exchange))
+                    board.spawn(self._take_back(board, exchange), last_act=True)
                 else:
                     board.close_exchange(exchange)
 

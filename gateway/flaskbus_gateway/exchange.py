@@ -336,7 +336,7 @@ class Exchange:
     def close(self) -> None:
         """Leave nothing behind."""
         if self._dirty or self.has_head:
-            self._board.link.tell("DEL", self.state.keys.reply(self.request.id))
+            self._board.discard(self.state, self.state.keys.reply(self.request.id))
 
     async def chunks(self) -> list[Frame]:
         """At least one further frame, and whatever else is in hand; raises where the stream broke."""

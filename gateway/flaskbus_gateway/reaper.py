@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from flaskbus import errors, wire
-from flaskbus.keys import GROUP, LIST_TTL_MS
+from flaskbus.keys import DEAD_FIELD, DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import Failure
 from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import Exchange, locate
@@ -28,10 +28,6 @@ log = logging.getLogger("flaskbus.gateway")
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110 section 9.2.2: a second run has the effect of one."""
-
-DEAD_TTL_MS = 7 * 24 * 3600 * 1000
-DEAD_KEPT = 1000
-DEAD_FIELD = 4096
 
 
 class Reaper:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from flaskbus import __version__, errors, wire
@@ -40,6 +41,9 @@ class Switchboard:
 
     SWEEP = 1.0
 
+    COLLECT = 0.01
+    """Seconds that lists which are not needed any more are gathered before they are deleted."""
+
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
@@ -52,7 +56,10 @@ class Switchboard:
         self._serial = 0
         self._prefix = secrets.token_hex(6)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._last_acts: set[asyncio.Task[Any]] = set()
         self._beat = 0
+        self._garbage: dict[MountState, list[str]] = {}
+        self._collecting: asyncio.TimerHandle | None = None
         name = f"flaskbus-gateway-{os.getpid()}"
         self.link = Link(settings.redis, name, on_up=self._link_is_up)
         self.bell = DoorbellLink(settings.redis, name, self._rang, on_up=self._bell_is_up)
@@ -91,23 +98,32 @@ class Switchboard:
                 await asyncio.wait_for(self.directory.known.wait(), 0.05)
 
     async def close(self) -> None:
+        if self._last_acts:
+            await asyncio.wait(self._last_acts, timeout=1.0)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.directory.close()
+        self._collect()
         with contextlib.suppress(LinkError, TimeoutError, Exception):
             await asyncio.wait_for(self.link.call("HDEL", self.keys.gateways, self.process), 1.0)
         await self.bell.close()
         await self.link.close()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine beside the exchanges, until it ends or the switchboard is closed."""
+    def spawn(self, work: Coroutine[Any, Any, Any], *, last_act: bool = False) -> None:
+        """Run a coroutine beside the exchanges, until it ends or the switchboard is closed.
+
+        The ``last_act`` of an exchange is given a second to end by itself.
+        """
         task = self.loop.create_task(work)
         self._tasks.add(task)
+        if last_act:
+            self._last_acts.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._last_acts.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work of the gateway failed", exc_info=error)
 
@@ -132,6 +148,25 @@ class Switchboard:
     def got_head(self, exchange: Exchange) -> None:
         """The exchange no longer waits in the queue."""
         exchange.state.mine -= 1
+
+    def discard(self, state: MountState, key: str) -> None:
+        """Delete a list that is not needed any more: soon, and together with others of its mount."""
+        self._garbage.setdefault(state, []).append(key)
+        if self._collecting is None:
+            self._collecting = self.loop.call_later(self.COLLECT, self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = None
+        if not self.link.up.is_set():
+            return  # when it is up again
+        garbage, self._garbage = self._garbage, {}
+        for state, keys in garbage.items():
+            answer = self.link.call("DEL", *keys)
+            answer.add_done_callback(partial(self._collected, state, keys))
+
+    def _collected(self, state: MountState, keys: list[str], answer: asyncio.Future[Answer]) -> None:
+        if not answer.cancelled() and isinstance(answer.exception(), LinkError):
+            self._garbage.setdefault(state, []).extend(keys)
 
     async def link_up(self) -> None:
         """Wait for the broker, for a bounded time."""
@@ -161,6 +196,7 @@ class Switchboard:
                 exchange.ring(ring.frame)
 
     def _link_is_up(self) -> None:
+        self._collect()
         self.directory.forgive()
         self.peers.forgive(self.now())
         self.directory.refresh()
