@@ -43,6 +43,9 @@ SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
+for _status in HTTPStatus:
+    # Otherwise 207, 416 and others are "Unknown".
+    _gunicorn._REASON_PHRASES.setdefault(_status.value, _status.phrase)
 
 
 class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
@@ -259,7 +262,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
 
 def _problem(status: int, detail: str) -> tuple[str, bytes]:
     """The reason phrase, and a problem document."""
-    title: str = _gunicorn._REASON_PHRASES.get(status) or HTTPStatus(status).phrase
+    title: str = _gunicorn._REASON_PHRASES[status]
     error = BusError(detail, executed="unknown") if status == 500 else InvalidRequest(detail)
     return title, json.dumps(error.problem() | {"status": status, "title": title}).encode()
 

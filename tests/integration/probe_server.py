@@ -10,6 +10,7 @@ path               answer
 /watch             at once; whether receive() then says http.disconnect is logged
 /half              the head and a piece of a response, and no more
 /fail              an exception
+/status            the status that the query says
 anything else      the scope and the body as JSON
 =================  ================================================================================
 
@@ -95,6 +96,8 @@ async def http(scope: Message, receive: Receive, send: Send) -> None:
             await send({"type": "http.response.body", "body": b"half.", "more_body": True})
         case "/fail":
             raise RuntimeError("a bug")
+        case "/status":
+            await answer(send, int(query), b"")
         case _:
             body = await whole(receive)
             shown = {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import pytest
 
@@ -180,6 +181,14 @@ def test_whoever_waits_for_the_client_to_leave_is_told_that_the_response_is_over
     assert client.request("/watch").status == 200
     server.logged("probe heard the end of the response")
     assert client.request("/").status == 200
+
+
+def test_a_status_is_said_in_words(client: Client) -> None:
+    """Without help gunicorn says Unknown for WebDAV's 207 and for a 416."""
+    words = {200: b"OK", 207: b"Multi-Status", 416: HTTPStatus(416).phrase.encode(), 418: b"I'm a Teapot"}
+    for status, phrase in words.items():
+        client.send(get(b"/status?%d" % status))
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 %d %s\r\n" % (status, phrase))
 
 
 def test_an_app_that_fails_is_a_problem_document(client: Client) -> None:
