@@ -142,7 +142,7 @@ class GatewaySettings(CommonSettings):
     open_limit: int = knob(20000, "Exchanges that one gateway process may have open.", LIMITS, least=1)
     trusted_proxies: str = knob(
         "127.0.0.1,::1",
-        "Peers whose Forwarded and X-Forwarded-* headers are believed (addresses, networks, *).",
+        "Peers whose X-Forwarded-* headers are believed (addresses, networks, *).",
         LISTENING,
         metavar="LIST",
         many=True,
