@@ -35,9 +35,13 @@ def knob(default: Any, text: str, section: str, **metadata: Any) -> Any:
     ``metadata``: ``unit`` (``"seconds"`` or ``"bytes"``), ``least`` and ``most`` (bounds), ``choices``,
     ``valid`` (a function that raises ValueError or UsageError), ``many`` (a comma-separated list), ``path``
     (``"file"`` or ``"directory"``), ``short`` (flag), ``metavar``, ``env`` (environment variables, the stronger
-    first), ``unset`` (what an empty or zero default means), ``secret`` (masked when shown).
+    first), ``unset`` (what an empty or zero default means), ``secret`` (masked when shown, and not in the repr).
     """
-    return field(default=default, metadata={"help": text, "section": section, **metadata})
+    return field(
+        default=default,
+        repr=not metadata.get("secret"),
+        metadata={"help": text, "section": section, **metadata},
+    )
 
 
 def _proxies(value: str) -> None:

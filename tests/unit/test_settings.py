@@ -208,6 +208,13 @@ def test_a_bad_value_is_named(values: dict[str, object], message: str) -> None:
         build(GatewaySettings, values)
 
 
+def test_no_secret_is_in_the_repr() -> None:
+    """Which ends up in logs, and on the pages of debuggers."""
+    settings = build(AgentSettings, {"redis": "redis://:hunter2@127.0.0.1:6379/0"})
+    assert settings.redis == "redis://:hunter2@127.0.0.1:6379/0"
+    assert "hunter2" not in repr(settings)
+
+
 def test_the_reference_page_is_up_to_date() -> None:
     assert TARGET.read_text(encoding="utf-8") == reference(), "run: python docs/generate.py"
 
