@@ -89,12 +89,12 @@ def test_a_file_that_was_not_changed_is_not_sent_again(site: Site) -> None:
 
 def test_a_person_logs_in_and_writes(site: Site) -> None:
     with httpx.Client(base_url=site.bus, follow_redirects=True) as person:
-        page = person.get("/journal/")
+        page = person.get("/diary/")
         login = re.findall(r'href="([^"]+)"', page.text)[-1]
-        assert login == "/journal/auth/login"
+        assert login == "/diary/auth/login"
         assert person.get(re.findall(r'href="([^"]+\.css)"', page.text)[0]).status_code == 200
         page = person.post(login, data={"name": "Zoë", "password": "right"})
-        assert str(page.url) == f"{site.bus}/journal/"
+        assert str(page.url) == f"{site.bus}/diary/"
         assert "Welcome, Zoë." in page.text
         action = re.findall(r'action="([^"]+)"', page.text)[0]
         page = person.post(action, data={"text": "<b>Grüße</b>"})
@@ -103,8 +103,8 @@ def test_a_person_logs_in_and_writes(site: Site) -> None:
         assert "Added." in page.text
         entry = re.findall(r'href="([^"]+/entry/\d+)"', page.text)[-1]
         assert person.get(entry).text == "<b>Grüße</b>"
-        assert person.get("/journal/stream").text == "/stream\n/journal/ for Zoë\n"
-        page = person.get("/journal/auth/logout")
+        assert person.get("/diary/stream").text == "/stream\n/diary/ for Zoë\n"
+        page = person.get("/diary/auth/logout")
         assert "Zoë" not in page.text
 
 

@@ -136,3 +136,4 @@ def create_app() -> Flask:
 
 plain = create_app()
 checked = validator(create_app())
+written = validator(create_app())  # the one whose entries change

@@ -19,6 +19,7 @@ MOUNTS = {
     "/django": "django_site:app",
     "/journal": "journal:plain",
     "/checked/journal": "journal:checked",
+    "/diary": "journal:written",
     "/bottle": "bottled:app",
 }
 """Prefix -> app, as a module of this folder and its attribute."""
