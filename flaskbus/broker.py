@@ -165,7 +165,7 @@ def verdict(info: dict[str, Any], url: str) -> None:
     if policy != "noeviction":
         raise StartError(
             f"the broker at {mask(url)} has maxmemory-policy {policy} and may evict requests; "
-            "mend it with: redis-cli CONFIG SET maxmemory-policy noeviction"
+            f"mend it with: redis-cli -u {mask(url)} CONFIG SET maxmemory-policy noeviction"
         )
 
 

@@ -49,7 +49,7 @@ class BusState:
     """
 
     settings: AgentSettings
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class FlaskBus:

@@ -207,7 +207,7 @@ def decode_frame(data: bytes, *, max_size: int) -> Frame:
 
 
 def _status(status: int) -> int:
-    if not 200 <= status <= 599:
+    if not 200 <= status <= 999:
         raise WireError(f"status {status} is not a final HTTP status")
     return status
 

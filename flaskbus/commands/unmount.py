@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
 
 from flaskbus.commands.tools import Bus, known_mount, with_bus
-from flaskbus.errors import OperatorError
+from flaskbus.errors import OperatorError, UsageError
 from flaskbus.options import FlaskbusCommand
 from flaskbus.survey import MountView, survey
 
@@ -39,12 +40,22 @@ def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
             f"{where.name} has {_count(len(alive), 'live agent')} ({', '.join(one.id for one in alive)}), which would "
             "bring it back with the next heartbeat; stop them first, or say --force"
         )
-    if not yes and not click.confirm(question(view), default=False):
+    if not yes and not confirmed(question(view)):
         click.echo("nothing was changed", err=True)
         return 1
     bus.registry.unmount(where)
     click.echo(f"{where.name} is no longer mounted")
     return 0
+
+
+def confirmed(text: str) -> bool:
+    """Ask on the terminal, or read the answer from a pipe; without either it is a usage error."""
+    try:
+        return click.confirm(text, default=False)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UsageError("nobody is here to be asked; say --yes") from None
 
 
 def question(view: MountView) -> str:

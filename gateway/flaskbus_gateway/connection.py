@@ -246,18 +246,16 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self.worker.lingering.start(self, self.worker.loop.time())
 
     def wind_down(self) -> None:
-        """The worker stops: close what nobody waits for. Harmless when called again.
+        """The worker stops: say goodbye to a WebSocket. Harmless when called again.
 
         HTTP/2 needs no help: gunicorn looks every second whether its last stream has ended.
         """
-        if self._websocket is not None:
-            if self._farewell is None and self._websocket.accepted and not self._websocket.closed:
-                self._farewell = self.worker.loop.create_task(
-                    self._websocket._send_close(CLOSE_GOING_AWAY, "shutting down")
-                )
-                self.worker.loop.call_later(LINGER, self.transport.abort)
-        elif self in self.worker.idle:
-            self._leave()
+        socket = self._websocket
+        if socket is not None and self._farewell is None and socket.accepted and not socket.closed:
+            self._farewell = self.worker.loop.create_task(
+                socket._send_close(CLOSE_GOING_AWAY, "shutting down")
+            )
+            self.worker.loop.call_later(LINGER, self.transport.abort)
 
 
 def _problem(status: int, detail: str) -> tuple[str, bytes]:

@@ -339,12 +339,15 @@ class Exchange:
             self._board.discard(self.state, self.state.keys.reply(self.request.id))
 
     async def chunks(self) -> list[Frame]:
-        """At least one further frame, and whatever else is in hand; raises where the stream broke."""
+        """At least one further frame, and whatever else is in hand; raises where the stream broke.
+
+        What came before it broke is given first: the client is to see as much as there was.
+        """
         try:
             frames: list[Frame] = [await self.frame(self._board.settings.idle_timeout)]
         except TimeoutError:
             raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
-        while self._inbox.frames and not self.ended:
+        while self._inbox.frames and not self.ended and not isinstance(self._inbox.frames[0], Failure):
             frames.append(self._pop())
         for frame in frames:
             if isinstance(frame, Failure):

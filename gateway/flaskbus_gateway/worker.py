@@ -1,8 +1,8 @@
 """gunicorn's ASGI worker with :class:`~flaskbus_gateway.connection.Connection` s.
 
-At shutdown the listeners close first; idle connections and WebSockets (1001) are closed at once, ``heading`` and
-``lingering`` ones after a second, running ones when their response is out, and whatever is left after
-``graceful_timeout``.
+At shutdown the listeners close first; WebSockets (1001) are closed at once, connections that are idle, silent or
+lingering as soon as they have been so for a second, running ones when their response is out, and whatever
+is left after ``graceful_timeout``.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Worker(ASGIWorker):
         for server in self.servers:
             server.close()
         await asyncio.sleep(0)  # what lies in the sockets was sent before the end
-        for deadlines in (self.heading, self.lingering):
+        # A client that uses its connection all the time has its next request on the way already: it is
+        # answered, with "Connection: close".
+        for deadlines in (self.heading, self.idle, self.lingering):
             deadlines.span = min(deadlines.span, LINGER)
         await self._drain(self.settings.graceful_timeout, lambda: not self._quick_shutdown)
         if self.connections:

@@ -29,8 +29,8 @@ SUITES: dict[str, tuple[str, str, str, set[str]]] = {
     "flask's tutorial": ("flask", "examples/tutorial", "tests", set()),
     "bottle": (
         "bottle", ".", "test",
-        # They answer with status 999 and with 1xx, which are no final statuses of HTTP.
-        {"test_error_routing", "test_truncate_body"},
+        # It answers with 1xx, which is no final status of HTTP.
+        {"test_truncate_body"},
     ),
 }  # fmt: skip
 """Distribution, folder, tests, and those whose verdict differs."""

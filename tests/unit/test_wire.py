@@ -44,11 +44,11 @@ header = st.tuples(st.binary(max_size=40), st.binary(max_size=200))
 headers = st.lists(header, max_size=20).map(tuple)
 number = st.integers(0, 2**31)
 frames = st.one_of(
-    st.builds(Head, number, number, st.integers(200, 599), headers, st.text(max_size=40)),
+    st.builds(Head, number, number, st.integers(200, 999), headers, st.text(max_size=40)),
     st.builds(Chunk, number, number, st.binary(max_size=500)),
     st.builds(End, number, number),
     st.builds(Failure, number, number, st.text(max_size=40), st.text(max_size=200)),
-    st.builds(Reply, number, number, st.integers(200, 599), headers, st.binary(max_size=500)),
+    st.builds(Reply, number, number, st.integers(200, 999), headers, st.binary(max_size=500)),
 )
 ascii_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
 address = st.tuples(st.text(max_size=40), st.integers(0, 65535))
@@ -113,7 +113,7 @@ class TestFrames:
             ([1, 2, 1, 0], "0 members"),
             ([1, 2, 1, 0, "text"], "str where bytes"),
             ([1, 5, 1, 0, 199, [], b""], "status 199"),
-            ([1, 5, 1, 0, 600, [], b""], "status 600"),
+            ([1, 5, 1, 0, 1000, [], b""], "status 1000"),
             ([1, 1, 1, 0, 200, [b"odd"], ""], "not name-value pairs"),
             ([1, 1, 1, 0, 200, [b"a", "b"], ""], "not bytes"),
             ([1, 2, 1, 0, msgpack.ExtType(5, b"x")], "not msgpack of ours"),
