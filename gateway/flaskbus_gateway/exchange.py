@@ -12,6 +12,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,11 @@ class Exchange:
         """The reply's head, or the whole reply; settles the request's fate where none comes in time."""
         settings = self._board.settings
         self.holding = not self.state.alive
+        if self.holding and self.state.failing:
+            # An agent that starts may have come since the last look.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._board.directory.fresh(), self._board.SWEEP)
+            self.holding = not self.state.alive
         while True:
             limit = settings.hold if self.holding else settings.head_timeout
             try:
