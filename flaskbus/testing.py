@@ -26,6 +26,8 @@ import pytest
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from flaskbus.routing import Mount
+
 __all__ = ["Bus", "flaskbus_bus", "flaskbus_mount", "running_bus"]
 
 START_TIMEOUT = 15.0
@@ -65,15 +67,19 @@ class Bus:
         )
         agent.start()
         try:
-            self._await_route(mount.key)
+            self.await_route(mount)
             yield self.url + mount.script_name
         finally:
             agent.stop(10.0)
             with connect(self.broker_url) as client:
                 Registry(client, Keys()).unmount(mount)
 
-    def _await_route(self, key: str) -> None:
-        """Until every gateway routes to the mount, and no other app gets its requests."""
+    def await_route(self, mount: Mount) -> None:
+        """Wait until every gateway routes to a mount that an agent has claimed.
+
+        Until then its requests go to the app on ``/``, if there is one. Raises
+        :class:`~flaskbus.errors.StartError` after some seconds.
+        """
         from flaskbus.broker import connect
         from flaskbus.errors import StartError
         from flaskbus.keys import Keys
@@ -82,9 +88,12 @@ class Bus:
         deadline = time.monotonic() + START_TIMEOUT
         with connect(self.broker_url) as client:
             registry = Registry(client, Keys())
-            while not all(key in record.get("mounts", [key]) for record in registry.gateways().values()):
+            while not (
+                (gateways := registry.gateways().values())
+                and all(mount.key in gateway.get("mounts", ()) for gateway in gateways)
+            ):
                 if time.monotonic() > deadline:
-                    raise StartError(f"the gateway at {self.url} does not route to {key}")
+                    raise StartError(f"the gateway at {self.url} does not route to {mount.name}")
                 time.sleep(0.01)
 
 

@@ -523,16 +523,18 @@ def test_contexts_of_two_apps_in_one_agent_stay_apart(bus: Bus) -> None:
     agent = InProcessAgent(AgentSettings(redis=bus.broker_url, threads=8), apps, names)
     agent.start()
     try:
+        for mount in apps:
+            bus.await_route(mount)
         with httpx.Client(base_url=bus.url, timeout=PATIENCE) as client, ThreadPoolExecutor(4) as pool:
             paths = ["/one/mine/a", "/two/mine/b", "/one/mine/c", "/two/mine/d"]
             for path, answer in zip(paths, pool.map(client.get, paths), strict=True):
-                _, mount, view, value = path.split("/")
-                name = {"one": "first", "two": "second"}[mount]
+                _, where, view, value = path.split("/")
+                name = {"one": "first", "two": "second"}[where]
                 assert answer.json() == [name, f"/{view}/{value}", value, path]
             paths = ["/one/stream/a", "/two/stream/b", "/one/stream/c", "/two/stream/d"]
             for path, answer in zip(paths, pool.map(client.get, paths), strict=True):
-                _, mount, view, value = path.split("/")
-                name = {"one": "first", "two": "second"}[mount]
+                _, where, view, value = path.split("/")
+                name = {"one": "first", "two": "second"}[where]
                 assert answer.text == f"{name} /{view}/{value} {value}\n" * 3
             assert client.get("/one/nested").json() == ["first", "second", "first"]
     finally:
