@@ -147,6 +147,7 @@ class Shell:
         """Start a command that runs on; the file that it prints to."""
         self._served += 1
         log = self.directory.parent / f"served-{self._served}.log"
+        log.touch()  # the job makes it too, but maybe later than somebody looks
         # It is meant to bring a broker of its own.
         without = "env -u FLASKBUS_REDIS_URL " if command.startswith("flaskbus dev ") else ""
         self.run(f"{without}{command} > {log} 2>&1 &")
