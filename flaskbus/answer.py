@@ -52,7 +52,7 @@ class Answer:
         self._request = request
         self._idle_timeout = idle_timeout
         self._bell = Bell(bus.client, self._keys.doorbell(bus.process))
-        self._max_frame = max(bus.settings.reply_limit, wire.MAX_CHUNK) + wire.MAX_HEAD
+        self._max_frame = wire.max_frame(bus.settings.reply_limit)
         self._entry_id: bytes | None = None
         self._sent = False
         self._agent = ""

@@ -106,9 +106,10 @@ def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
     :class:`~flaskbus.errors.StartError` with the gateway's own words where it does not start.
     """
     from flaskbus.config import CONFIG_VARIABLE
+    from flaskbus.embedded import free_port
     from flaskbus.errors import StartError
 
-    port = settings.pop("port", None) or _free_port()
+    port = settings.pop("port", None) or free_port()
     variables = {name: value for name, value in os.environ.items() if not name.startswith("FLASKBUS_")}
     variables |= {f"FLASKBUS_{name.upper()}": str(value) for name, value in settings.items()}
     # With an empty file none is looked for in the current directory.
@@ -142,13 +143,6 @@ def running_bus(broker_url: str, **settings: Any) -> Iterator[Bus]:
         listener.join(5.0)
         if process.stdout is not None:
             process.stdout.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

@@ -154,7 +154,20 @@ def peek_id(fields: Sequence[bytes]) -> str | None:
     return None
 
 
+def peek_sender(fields: Sequence[bytes]) -> tuple[str, int]:
+    """The gateway and the attempt of an entry that may be otherwise unreadable: ``""`` and 1 where it has none."""
+    members = dict(zip(fields[::2], fields[1::2], strict=False))
+    attempt = members.get(b"attempt", b"")
+    number = int(attempt) if attempt.isdigit() and len(attempt) < 10 else 1
+    return members.get(b"from", b"").decode("latin-1"), number
+
+
 # Frames
+
+
+def max_frame(reply_limit: int) -> int:
+    """Size in bytes of the largest list element where whole replies have bodies up to ``reply_limit`` bytes."""
+    return max(reply_limit, MAX_CHUNK) + MAX_HEAD
 
 
 def encode_frame(frame: Frame) -> bytes:

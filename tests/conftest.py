@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import redis
 
 from flaskbus.broker import connect
+from flaskbus.embedded import free_port as free_port
 from flaskbus.keys import Keys
 
 ENGINES = ("valkey", "redis")
@@ -31,13 +31,6 @@ class Broker:
 
     def client(self) -> redis.Redis:
         return connect(self.url)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def binary(engine: str) -> str | None:

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import redis
 
@@ -32,9 +31,6 @@ from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.outbox import Credit, Entry, Outbox, Running
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("flaskbus.agent")
 
@@ -104,16 +100,13 @@ class Runner:
         """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read."""
         keys = entry.served.keys
         request_id = wire.peek_id(entry.fields) or ""
-        members = dict(zip(entry.fields[::2], entry.fields[1::2], strict=False))
-        sender = members.get(b"from", b"").decode("latin-1") if request_id else ""
-        channel_name = keys.doorbell(sender) if sender else ""
+        sender, attempt = wire.peek_sender(entry.fields)
+        channel_name = keys.doorbell(sender) if request_id and sender else ""
         letter: list[Argument] = ["reason", reason, "entry", entry.entry_id]
         letter.extend(field[:DEAD_FIELD] for field in entry.fields)
         if len(letter) % 2:
             letter.append(b"")
-        frame = wire.encode_frame(
-            Failure(_attempt(members), 0, "agent-lost", f"unreadable request: {reason}")
-        )
+        frame = wire.encode_frame(Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}"))
         try:
             channel.script(
                 "bury",
@@ -126,8 +119,3 @@ class Runner:
         except (*Unavailable, redis.exceptions.RedisError) as error:
             # It stays ours and pending, and is read again with the next look at what we hold.
             log.error("an entry that is not ours could not be buried: %s", error)
-
-
-def _attempt(members: dict[bytes, bytes]) -> int:
-    value = members.get(b"attempt", b"1")
-    return int(value) if value.isdigit() and len(value) < 10 else 1

@@ -127,10 +127,10 @@ class Gateway:
             pass
         finally:
             if exchange is not None:
-                if not exchange.ended:
-                    board.spawn(self._take_back(board, exchange), last_act=True)
-                else:
+                if exchange.ended:
                     board.close_exchange(exchange)
+                else:
+                    board.spawn(self._take_back(board, exchange), last_act=True)
 
     async def _accept(self, board: Switchboard, scope: Scope, receive: Receive) -> tuple[MountState, Request]:
         """Route, admit, and only then read the body."""
@@ -235,11 +235,10 @@ class Gateway:
 
     async def _take_back(self, board: Switchboard, exchange: Exchange) -> None:
         """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield."""
-        if not exchange.ended:
-            while await exchange.withdraw() == "unreachable" and not board.link.up.is_set():
-                await board.link.up.wait()  # else its reply would lie there until its list expires
-            if exchange.agent:
-                board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
+        while await exchange.withdraw() == "unreachable" and not board.link.up.is_set():
+            await board.link.up.wait()  # else its reply would lie there until its list expires
+        if exchange.agent:
+            board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
         board.close_exchange(exchange)
 
     async def _watch_clients(self) -> None:

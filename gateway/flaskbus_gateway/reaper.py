@@ -106,8 +106,7 @@ class Reaper:
         """Another gateway's: its own affair, unless that gateway is dead."""
         entries = await self.link.call("XRANGE", state.keys.requests, entry_id, entry_id)
         fields = entries[0][1] if entries else []
-        members = dict(zip(fields[::2], fields[1::2], strict=False))
-        if not self.gateway_lives(members.get(b"from", b"").decode("latin-1")):
+        if not self.gateway_lives(wire.peek_sender(fields)[0]):
             await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
 
     async def gateway_died(self, state: MountState, process: str) -> None:
@@ -116,8 +115,7 @@ class Reaper:
         while True:
             entries = await self.link.call("XRANGE", state.keys.requests, start, "+", "COUNT", 500)
             for entry_id, fields in entries:
-                members = dict(zip(fields[::2], fields[1::2], strict=False))
-                if members.get(b"from", b"").decode("latin-1") == process:
+                if wire.peek_sender(fields)[0] == process:
                     await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
             if len(entries) < 500:
                 return

@@ -50,9 +50,8 @@ class Switchboard:
         self.now = self.loop.time
         self.process = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
         self.keys = Keys(settings.namespace)
-        self.max_frame = max(settings.reply_limit, wire.MAX_CHUNK) + wire.MAX_HEAD
+        self.max_frame = wire.max_frame(settings.reply_limit)
         self.exchanges: dict[str, Exchange] = {}
-        self.ready = False
         self._serial = 0
         self._prefix = secrets.token_hex(6)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -105,7 +104,7 @@ class Switchboard:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.directory.close()
         self._collect()
-        with contextlib.suppress(LinkError, TimeoutError, Exception):
+        with contextlib.suppress(LinkError, AnswerError, TimeoutError):
             await asyncio.wait_for(self.link.call("HDEL", self.keys.gateways, self.process), 1.0)
         await self.bell.close()
         await self.link.close()
@@ -223,17 +222,11 @@ class Switchboard:
             request_id = wire.peek_id(fields)
             if request_id is None:
                 continue
-            members = dict(zip(fields[::2], fields[1::2], strict=False))
-            failure = Failure(
-                _number(members.get(b"attempt")),
-                0,
-                "agent-lost",
-                "the queue lost track of who had the request",
-            )
+            sender, attempt = wire.peek_sender(fields)
+            failure = Failure(attempt, 0, "agent-lost", "the queue lost track of who had the request")
             reply = state.keys.reply(request_id)
             self.link.tell("RPUSH", reply, wire.encode_frame(failure))
             self.link.tell("PEXPIRE", reply, LIST_TTL_MS)
-            sender = members.get(b"from", b"").decode("latin-1")
             self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
 
     async def _agent_died(self, state: MountState, consumer: str) -> None:
@@ -269,7 +262,7 @@ class Switchboard:
 
     async def _sweep_batch(self, state: MountState, exchanges: list[Exchange]) -> None:
         """One EXISTS for many lists; only if some exist it matters which."""
-        with contextlib.suppress(LinkError, Exception):
+        with contextlib.suppress(LinkError, AnswerError):
             found = await self.link.call("EXISTS", *(state.keys.reply(item.request.id) for item in exchanges))
             if found:
                 for exchange in exchanges:
@@ -298,7 +291,3 @@ class Switchboard:
             "at": round(time.time(), 3),
         }
         self.link.tell("HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":")))
-
-
-def _number(value: bytes | None) -> int:
-    return int(value) if value and value.isdigit() else 1

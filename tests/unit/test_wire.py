@@ -192,6 +192,22 @@ class TestRequests:
     def test_peek_id(self, fields: list[bytes], found: str | None) -> None:
         assert wire.peek_id(fields) == found
 
+    @pytest.mark.parametrize(
+        ("fields", "found"),
+        [
+            ([b"from", b"gw", b"attempt", b"3"], ("gw", 3)),
+            ([b"attempt", b"soon"], ("", 1)),
+            ([b"from", b"\xff", b"attempt", b"9" * 10], ("\xff", 1)),
+            ([b"from"], ("", 1)),
+        ],
+    )
+    def test_peek_sender(self, fields: list[bytes], found: tuple[str, int]) -> None:
+        assert wire.peek_sender(fields) == found
+
+    def test_the_largest_frame(self) -> None:
+        assert wire.max_frame(0) == wire.MAX_CHUNK + wire.MAX_HEAD
+        assert wire.max_frame(1 << 20) == (1 << 20) + wire.MAX_HEAD
+
 
 class TestRings:
     @pytest.mark.parametrize(
