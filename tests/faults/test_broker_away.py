@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from wsgiref.validate import validator
 
 import flask
 import httpx
@@ -49,6 +50,7 @@ def mortal(tmp_path: Path) -> Iterator[MortalBroker]:
 
 def test_a_reply_waits_for_the_broker_and_the_app_runs_once(mortal: MortalBroker) -> None:
     app, go, runs = flask.Flask("mortal"), threading.Event(), []
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
 
     @app.post("/work")
     def work() -> str:
@@ -77,6 +79,7 @@ def test_a_reply_waits_for_the_broker_and_the_app_runs_once(mortal: MortalBroker
 
 def test_requests_that_waited_are_served_after_its_return(mortal: MortalBroker) -> None:
     app = flask.Flask("patient")
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
     app.add_url_rule("/<name>", view_func=lambda name: name)
     with ThreadPoolExecutor(8) as pool, running_bus(mortal.broker.url) as bus:
         with bus.mount(app, "/shop", name="patient"):

@@ -21,10 +21,11 @@ from tests.conftest import Broker
 from tests.integration.test_promises import M, at_rest, counts, eventually, problem
 
 APP = '''
-import os, pathlib, threading, time
+import os, pathlib, threading, time, wsgiref.validate
 import flask
 
 app = flask.Flask(__name__)
+app.wsgi_app = wsgiref.validate.validator(app.wsgi_app)
 here = pathlib.Path(__file__).parent
 
 

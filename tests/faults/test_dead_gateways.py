@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from wsgiref.validate import validator
 
 import flask
 import httpx
@@ -33,6 +34,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def hello() -> flask.Flask:
     app = flask.Flask("hello")
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
     app.add_url_rule("/<name>", view_func=lambda name: name, methods=["GET", "POST"])
     return app
 

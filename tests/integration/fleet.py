@@ -30,10 +30,11 @@ from tests.conftest import free_port
 from tests.integration.procs import alive, descendants
 
 APP = """
-import os, time
+import os, time, wsgiref.validate
 import flask
 
 app = flask.Flask(__name__)
+app.wsgi_app = wsgiref.validate.validator(app.wsgi_app)
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @app.route("/<token>", methods=["GET", "POST"])

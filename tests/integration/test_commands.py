@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from wsgiref.validate import validator
 
 import click
 import pytest
@@ -74,10 +75,11 @@ def flaskbus(
     return call
 
 
+@validator
 def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
     """Says what it was asked, as JSON."""
     status = environ["PATH_INFO"].removeprefix("/status/") if "/status/" in environ["PATH_INFO"] else "200 OK"
-    body = environ["wsgi.input"].read()
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     said = {name: value for name, value in environ.items() if isinstance(value, str)}
     start_response(
         status, [("Content-Type", "application/json"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]

@@ -20,9 +20,12 @@ from tests.conftest import Broker, free_port, start_broker, stop_broker
 from .procs import PATIENCE, alive, command_line, descendants, wait_until
 
 SHOP = """
+from wsgiref.validate import validator
+
 from flask import Flask, url_for
 
 app = Flask(__name__)
+app.wsgi_app = validator(app.wsgi_app)
 
 @app.get("/")
 def home():
@@ -33,6 +36,9 @@ def boom():
     raise RuntimeError("the app's own mistake")
 """
 BARE = """
+from wsgiref.validate import validator
+
+@validator
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"bare " + environ["SCRIPT_NAME"].encode()]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from wsgiref.validate import validator
 
 import flask
 import httpx
@@ -44,6 +45,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.app = flask.Flask("gate")
+        self.app.wsgi_app = validator(self.app.wsgi_app)  # type: ignore[assignment,method-assign]
         self.open = threading.Event()
         self.calls: list[str] = []
         self.closed = threading.Event()
@@ -231,6 +233,7 @@ class TestDeadlines:
 
     def test_a_stream_that_falls_silent_is_broken_off(self, broker: Broker) -> None:
         app, more = flask.Flask("silent"), threading.Event()
+        app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
 
         @app.get("/")
         def silent() -> flask.Response:
@@ -402,6 +405,7 @@ class TestComingAndGoing:
         self, broker: Broker, pool: ThreadPoolExecutor
     ) -> None:
         app = flask.Flask("load")
+        app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
         app.add_url_rule("/n/<int:n>", view_func=lambda n: str(n), methods=["POST"])
         done = threading.Event()
 

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 APP = """
+from wsgiref.validate import validator
+
 from flask import Flask, request
 
 app = Flask(__name__)
+app.wsgi_app = validator(app.wsgi_app)
 
 
 @app.get("/hello")

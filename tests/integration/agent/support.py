@@ -25,6 +25,7 @@ from tests.conftest import Broker
 APP = """
 import ctypes, os, signal, threading, time
 from pathlib import Path
+from wsgiref.validate import validator
 
 HERE = Path(__file__).parent
 
@@ -37,6 +38,7 @@ VERSION = "one"
 def hang_here():
     threading.Event().wait()
 
+@validator
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path.startswith("/until/"):
@@ -52,8 +54,9 @@ def app(environ, start_response):
         raise ZeroDivisionError("one of those days")
     elif path == "/die":
         os.kill(os.getpid(), signal.SIGKILL)
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [f"{VERSION} {os.getpid()}".encode()]
+    body = f"{VERSION} {os.getpid()}".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
 """
 
 
