@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+WIRE_VERSION = 2
+"""The version that :mod:`flaskbus.wire` writes; it reads the one before and the one after as well."""
+
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Name and value pairs in the order of the wire; names in lower case on requests."""
 
@@ -22,6 +25,7 @@ class Request:
     ``target`` is origin-form as the client sent it (percent-encoded path, ``?``, query).
     ``script_name`` is the part of it that the mount took, percent-encoded, with no final slash.
     ``ttl`` is the time in milliseconds that the gateway will wait for the reply's head.
+    ``version`` is the wire version that its sender speaks.
     """
 
     id: str
@@ -38,6 +42,7 @@ class Request:
     body: bytes = b""
     traceparent: str = ""
     attempt: int = 1
+    version: int = WIRE_VERSION
 
 
 @dataclass(frozen=True, slots=True)

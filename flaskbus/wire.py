@@ -4,7 +4,7 @@ A stream entry holds plain fields first, for a person with redis-cli (``id metho
 and, if there is one, ``traceparent``), then ``head`` and ``body`` in msgpack. A frame is one msgpack array,
 ``[version, kind, attempt, seq, …]``. Headers are flat: name, value, name, value.
 
-A decoder reads its own version and the one before. It never sees more than ``max_size`` bytes, allows
+A decoder reads its own version, the one before and the one after. It never sees more than ``max_size`` bytes, allows
 no extension types and no maps, and raises :class:`~flaskbus.errors.WireError` for whatever is not of the
 fixed shape.
 """
@@ -18,9 +18,20 @@ from typing import Any
 import msgpack
 
 from flaskbus.errors import WireError
-from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request, Ring
+from flaskbus.messages import (
+    WIRE_VERSION,
+    Chunk,
+    End,
+    Failure,
+    Frame,
+    Head,
+    Headers,
+    Reply,
+    Request,
+    Ring,
+)
 
-VERSION = 1
+VERSION = WIRE_VERSION
 OLDEST_READABLE = 1
 
 HEAD, CHUNK, END, FAILURE, REPLY = 1, 2, 3, 4, 5
@@ -138,6 +149,7 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
             script_name=head[7],
             headers=_pair(head[8]),
             body=body,
+            version=head[0],
         )
     except KeyError as error:
         raise WireError(f"field {error.args[0].decode()} is missing") from None

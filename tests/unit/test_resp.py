@@ -112,9 +112,9 @@ def test_split_refuses_unbalanced_quotes(line: str) -> None:
 
 def test_frames_and_fields_of_ours_are_unpacked() -> None:
     assert unpacked(wire.encode_frame(Reply(1, 0, 200, ((b"A", b"b"),), b"caf\xc3\xa9 \xff"))) == (
-        '[1, 5, 1, 0, 200, ["A", "b"], "café \\\\xff"]'
+        '[2, 5, 1, 0, 200, ["A", "b"], "café \\\\xff"]'
     )
-    assert unpacked(wire.encode_frame(Failure(1, 0, "x", "y"))) == '[1, 4, 1, 0, "x", "y"]'
+    assert unpacked(wire.encode_frame(Failure(1, 0, "x", "y"))) == '[2, 4, 1, 0, "x", "y"]'
     body = wire.encode_request(Request("1", "GET", "/", "g", 1, body=b"hi"))[-1]
     assert isinstance(body, bytes)
     assert unpacked(body) == '"hi"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -16,11 +17,11 @@ from flaskbus.errors import WireError
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request, Ring
 
 FRAMES: list[tuple[Frame, list[Any]]] = [
-    (Head(1, 0, 200, ((b"X-Name", b"value"),), "ag"), [1, 1, 1, 0, 200, [b"X-Name", b"value"], "ag"]),
-    (Chunk(2, 7, b"\x00data"), [1, 2, 2, 7, b"\x00data"]),
-    (End(1, 9), [1, 3, 1, 9]),
-    (Failure(3, 0, "app-error", "it raised"), [1, 4, 3, 0, "app-error", "it raised"]),
-    (Reply(1, 0, 404, ((b"a", b"1"), (b"a", b"2")), b"no"), [1, 5, 1, 0, 404, [b"a", b"1", b"a", b"2"], b"no"]),
+    (Head(1, 0, 200, ((b"X-Name", b"value"),), "ag"), [2, 1, 1, 0, 200, [b"X-Name", b"value"], "ag"]),
+    (Chunk(2, 7, b"\x00data"), [2, 2, 2, 7, b"\x00data"]),
+    (End(1, 9), [2, 3, 1, 9]),
+    (Failure(3, 0, "app-error", "it raised"), [2, 4, 3, 0, "app-error", "it raised"]),
+    (Reply(1, 0, 404, ((b"a", b"1"), (b"a", b"2")), b"no"), [2, 5, 1, 0, 404, [b"a", b"1", b"a", b"2"], b"no"]),
 ]  # fmt: skip
 
 REQUEST = Request(
@@ -81,6 +82,10 @@ class TestFrames:
     def test_bytes(self, frame: Frame, members: list[Any]) -> None:
         assert msgpack.unpackb(wire.encode_frame(frame)) == members
         assert wire.decode_frame(msgpack.packb(members), max_size=1000) == frame
+
+    @pytest.mark.parametrize(("frame", "members"), FRAMES)
+    def test_an_older_neighbours_bytes(self, frame: Frame, members: list[Any]) -> None:
+        assert wire.decode_frame(msgpack.packb([1, *members[1:]]), max_size=1000) == frame
 
     @given(frames)
     def test_there_and_back(self, frame: Frame) -> None:
@@ -146,6 +151,14 @@ class TestRequests:
 
     def test_no_traceparent_takes_no_room(self) -> None:
         assert "traceparent" not in wire.encode_request(Request("a", "GET", "/", "g", 1))
+
+    @pytest.mark.parametrize("version", [1, 2, 3])
+    def test_it_knows_what_its_sender_speaks(self, version: int) -> None:
+        fields = stored(wire.encode_request(REQUEST))
+        place = fields.index(b"head") + 1
+        head = [version, *msgpack.unpackb(fields[place])[1:], *["new"] * (version - 2)]
+        fields[place] = msgpack.packb(head)
+        assert wire.decode_request(fields, max_body=10) == replace(REQUEST, version=version)
 
     @given(requests)
     def test_there_and_back(self, request: Request) -> None:
