@@ -20,7 +20,7 @@ import redis
 from flaskbus import errors, wire
 from flaskbus.broker import run_script
 from flaskbus.keys import GROUP, MountKeys
-from flaskbus.messages import FINAL_FRAMES, Chunk, End, Failure, Frame, Head, Headers, Reply, Request
+from flaskbus.messages import FINAL_FRAMES, NOT_RUN, Chunk, End, Failure, Frame, Head, Headers, Reply, Request
 from flaskbus.routing import Mount
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Answer:
             if self._vanished():
                 raise errors.AgentLost("the request is gone: its agent died, or the broker lost it")
         if isinstance(frame, Failure):
+            if frame.code == NOT_RUN:
+                raise errors.NoAgent(f"the agent handed the request back: {frame.detail}")
             raise errors.AgentLost(frame.detail)
         if not isinstance(frame, (Head, Reply)):
             raise errors.AgentLost("the agent sent a body without a head")

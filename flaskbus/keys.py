@@ -12,7 +12,7 @@ key (namespace ``flaskbus``)          type      life span
 ``flaskbus:{/myapp}:mount``           hash      ``mount_ttl`` past the last agent's heartbeat
 ``flaskbus:{/myapp}:agents``          hash      a field per agent process, removed with it
 ``flaskbus:{/myapp}:requests``        stream    as long as the mount is known; entries until answered
-``flaskbus:{/myapp}:dead``            stream    ``dead_ttl`` past its last entry, bounded
+``flaskbus:{/myapp}:dead``            stream    ``DEAD_TTL_MS`` past its last entry, bounded
 ``flaskbus:{/myapp}:reply:<id>``      list      ``LIST_TTL_MS`` past its last frame
 ``flaskbus:{/myapp}:inbound:<id>``    list      ``LIST_TTL_MS`` past its last frame
 ====================================  ========  ==============================================
@@ -33,13 +33,13 @@ LIST_TTL_MS = 2 * 3600 * 1000
 longer than an hour so that a clock that jumps by an hour removes nothing early."""
 
 DEAD_TTL_MS = 7 * 24 * 3600 * 1000
-"""Life of a mount's dead letters after the last of them."""
+"""Life of a dead letter."""
 
 DEAD_KEPT = 1000
 """How many dead letters of a mount are kept, about."""
 
 DEAD_FIELD = 4096
-"""How many bytes of each field a dead letter keeps."""
+"""How many bytes a dead letter keeps of each field of an entry that cannot be read."""
 
 PERSISTENT = ("mounts", "gateways", ":mount", ":agents", ":requests")
 """How the names of the keys that may be without a TTL end; whatever else has none is a leak."""

@@ -79,6 +79,10 @@ class Failure:
     detail: str
 
 
+NOT_RUN = "not-run"
+"""The code of a :class:`Failure` by which an agent ends a request that it surely did not run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A whole response in one frame."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from flaskbus import units
 from flaskbus.errors import UsageError
 from flaskbus.keys import Keys
+from flaskbus.signing import check_keys, check_secret
 
 S = TypeVar("S", bound="CommonSettings")
 
@@ -140,6 +141,13 @@ class GatewaySettings(CommonSettings):
     attempts: int = knob(
         3, "Runs that a request may get when its agents die; idempotent methods only.", LIMITS, least=1
     )
+    dead_body: int = knob(
+        64 * 1024,
+        "How much of its body is kept of a request that is given up (flaskbus dead).",
+        LIMITS,
+        unit="bytes",
+        least=0,
+    )
     queue_limit: int = knob(
         1000, "Requests that may wait for one mount; more are answered 503.", LIMITS, least=1
     )
@@ -154,6 +162,15 @@ class GatewaySettings(CommonSettings):
     )
     graceful_timeout: float = knob(
         30.0, "How long a stopping worker lets requests finish.", PROCESS, unit="seconds", least=0.0
+    )
+    signing_secret: str = knob(
+        "",
+        "Sign requests and believe signed replies only, with keys made from this secret; @FILE reads it from a file.",
+        BROKER,
+        metavar="SECRET",
+        valid=check_secret,
+        unset="nothing is signed",
+        secret=True,
     )
     development: bool = knob(False, "Say in error answers which command would mend them.", LOGGING)
     certfile: str = knob("", "TLS certificate (PEM).", TLS, path="file", unset="plain HTTP")
@@ -189,6 +206,15 @@ class AgentSettings(CommonSettings):
         unset="the import string",
     )
     replace: bool = knob(False, "Take the mount over from another app.", APP)
+    signing_key: str = knob(
+        "",
+        "Take signed requests only: KEY as flaskbus key prints it, MOUNT=KEY once for each of several, or @FILE.",
+        BROKER,
+        metavar="KEY",
+        valid=check_keys,
+        unset="nothing is signed",
+        secret=True,
+    )
     workers: int = knob(1, "Agent processes.", PROCESS, short="-w", least=1)
     threads: int = knob(4, "Requests that one process runs at a time.", PROCESS, short="-t", least=1)
     streams: int = knob(100, "Streamed responses that one process runs beside its threads.", PROCESS, least=0)

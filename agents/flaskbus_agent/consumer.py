@@ -8,6 +8,7 @@ is passed from thread to thread, and none waits behind a busy one.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -22,13 +23,16 @@ from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.delivery import Runner
-from flaskbus_agent.outbox import Credit, Entry, Running, Served
+from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 BLOCK_MS = 2000
 """How long one read waits; a quiet agent ends it with CLIENT UNBLOCK."""
+
+CLOCK = 5.0
+"""Seconds for which the broker's clock is taken to run as fast as ours."""
 
 ANSWER = 5.0
 """Seconds that the broker may take to answer."""
@@ -69,6 +73,9 @@ class Consumer:
         self._reader = self._channel("reader", ANSWER + BLOCK_MS / 1000)
         self._reader_id: int | None = None
         self._trouble = ""
+        self._clock = math.inf
+        """The broker's clock in milliseconds, when our monotonic one was at 0; infinite as long as it is not known."""
+        self._clock_due = 0.0
         self.credit = Credit()
         self._runner = Runner(settings, agent_id, self.credit)
         self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
@@ -85,7 +92,8 @@ class Consumer:
             self._spawn()
 
     def quiet(self) -> None:
-        """Read nothing more; what is running goes on."""
+        """Read nothing more; what is running goes on, and what was read and not begun is handed back."""
+        self._runner.stopping.set()
         self._quiet.set()
 
     def drop(self, mount: Mount) -> None:
@@ -106,9 +114,11 @@ class Consumer:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                if self._quiet.is_set() and self._reader_id is not None and self._turn.locked():
-                    waker = waker or self._channel("waker", 1.0)
-                    self._unblock(waker)
+                if self._quiet.is_set():
+                    self._return_backlog()
+                    if self._reader_id is not None and self._turn.locked():
+                        waker = waker or self._channel("waker", 1.0)
+                        self._unblock(waker)
                 threads[0].join(min(left, 0.05))
             return True
         finally:
@@ -120,6 +130,18 @@ class Consumer:
         self.quiet()
         self._runner.given_up.set()
         self._reader.close()
+
+    def _return_backlog(self) -> None:
+        """Hand back what was read for threads that are busy now; nothing while another thread has its turn."""
+        if not self._backlog or not self._turn.acquire(blocking=False):
+            return
+        try:
+            channel = self._channel("writer", 1.0)
+            while self._backlog:
+                self._run(self._backlog.popleft(), channel, lambda: None)
+            channel.close()
+        finally:
+            self._turn.release()
 
     def running(self) -> list[Running]:
         return list(self._running.values())
@@ -224,6 +246,7 @@ class Consumer:
         """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
         self._reread = True
         self._reader_id = None
+        self._clock_due = 0.0
         if not self._trouble:
             self.log.warning("%s; trying again", trouble)
         self._trouble = trouble
@@ -231,6 +254,8 @@ class Consumer:
 
     def _read(self) -> None:
         idle = max(1, self.settings.threads + self._streams - len(self._running))
+        if time.monotonic() >= self._clock_due:
+            self._read_clock()
         if self._reread:
             self._read_own()
             return
@@ -264,6 +289,23 @@ class Consumer:
             *([">"] * len(streams)),
         )  # fmt: skip
 
+    def _read_clock(self) -> None:
+        """What the broker's clock says, for the age of entries; without the permission to ask they have none."""
+        try:
+            seconds, microseconds = self._reader.call("TIME")
+        except redis.exceptions.NoPermissionError:
+            self._clock = math.inf
+        else:
+            now = int(seconds) * 1000 + int(microseconds) / 1000
+            self._clock = now - time.monotonic() * 1000
+        self._clock_due = time.monotonic() + CLOCK
+
+    def _age(self, entry_id: bytes, now: float) -> float:
+        """How many milliseconds an entry has waited at ``now`` (monotonic seconds); 0 where that is not known."""
+        if self._clock == math.inf:
+            return 0.0
+        return max(0.0, self._clock + now * 1000 - entry_time(entry_id))
+
     def _read_own(self) -> None:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
         with self._held_lock:
@@ -296,7 +338,7 @@ class Consumer:
                     if served is None or fields is None:
                         continue
                     self._held.add(mark)
-                self._backlog.append(Entry(served, entry_id, fields, now))
+                self._backlog.append(Entry(served, entry_id, fields, now, self._age(entry_id, now)))
 
     # Doorbell
 

@@ -19,17 +19,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import redis
 
-from flaskbus import wire
+from flaskbus import letters, wire
 from flaskbus.broker import Unavailable
 from flaskbus.errors import WireError
-from flaskbus.keys import DEAD_FIELD, DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
-from flaskbus.messages import Failure, Request
+from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
+from flaskbus.messages import NOT_RUN, Failure, Request
 from flaskbus.settings import AgentSettings
-from flaskbus_agent.channel import Argument, Channel
-from flaskbus_agent.outbox import Credit, Entry, Outbox, Running
+from flaskbus_agent.channel import Channel
+from flaskbus_agent.outbox import Credit, Entry, Outbox, Running, entry_time
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
 
 log = logging.getLogger("flaskbus.agent")
@@ -44,6 +45,8 @@ class Runner:
         self.credit = credit
         self.given_up = threading.Event()
         """Set when the process ends and replies that could not be sent are lost with it."""
+        self.stopping = threading.Event()
+        """Set when nothing more is to be begun."""
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
 
@@ -64,7 +67,7 @@ class Runner:
         running: Running,
         on_stream: Callable[[], None],
     ) -> bool:
-        """Run the app and send what it answers; raises nothing.
+        """Run the app and send what it answers, unless there is a reason not to begin; raises nothing.
 
         Returns whether the broker has confirmed the end. If not, the entry is still pending as ours, and must
         not be run again.
@@ -75,8 +78,9 @@ class Runner:
             given_up=self.given_up, on_stream=on_stream,
         )  # fmt: skip
         try:
-            if (time.monotonic() - entry.read_at) * 1000 > request.ttl:
-                outbox.finish([Failure(request.attempt, 0, "deadline", "it waited past its deadline")])
+            reason = self._hand_back(entry, request, outbox)
+            if reason:
+                outbox.finish([Failure(request.attempt, 0, NOT_RUN, reason)])
                 return outbox.settled
             environ = build_environ(
                 request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
@@ -96,16 +100,29 @@ class Runner:
             self.credit.forget(request.id)
         return outbox.settled
 
+    def _hand_back(self, entry: Entry, request: Request, outbox: Outbox) -> str:
+        """Why the request is not to be run here; its gateway then decides. Empty where it may run.
+
+        An older gateway would not know what such an answer means, and keeps deadlines itself.
+        """
+        if request.version < 2:
+            return ""
+        if self.stopping.is_set():
+            return "the agent stops"
+        waited = (time.monotonic() - entry.read_at) * 1000
+        if waited + entry.age <= request.ttl:
+            return ""
+        # The broker's clock is known as of some seconds ago; before anything is refused, it is asked.
+        age = max(waited, outbox.broker_time() - entry_time(entry.entry_id))
+        return "it waited past its deadline" if age > request.ttl else ""
+
     def _bury(self, entry: Entry, channel: Channel, reason: str) -> None:
         """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read."""
         keys = entry.served.keys
         request_id = wire.peek_id(entry.fields) or ""
         sender, attempt = wire.peek_sender(entry.fields)
         channel_name = keys.doorbell(sender) if request_id and sender else ""
-        letter: list[Argument] = ["reason", reason, "entry", entry.entry_id]
-        letter.extend(field[:DEAD_FIELD] for field in entry.fields)
-        if len(letter) % 2:
-            letter.append(b"")
+        letter = letters.of_stranger(entry.fields, reason, at=datetime.now(UTC), entry=entry.entry_id)
         frame = wire.encode_frame(Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}"))
         try:
             channel.script(

@@ -36,12 +36,21 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one XREADGROUP delivered; ``read_at`` in monotonic seconds."""
+    """What one XREADGROUP delivered, at ``read_at`` (monotonic seconds).
+
+    ``age`` is how many milliseconds it had waited then, by the broker's own clock; 0 where that is not known.
+    """
 
     served: Served
     entry_id: bytes
     fields: Sequence[bytes]
     read_at: float
+    age: float = 0.0
+
+
+def entry_time(entry_id: bytes) -> int:
+    """When an entry was added, in milliseconds of the broker's clock. A hint: it may lie in the future."""
+    return int(entry_id.partition(b"-")[0])
 
 
 @dataclass(slots=True)
@@ -151,6 +160,11 @@ class Outbox:
             keys.doorbell(self._request.gateway),
             self._request.id,
         ]
+
+    def broker_time(self) -> int:
+        """The broker's clock in milliseconds (TIME)."""
+        seconds, microseconds = self._again(lambda: self._channel.call("TIME"))
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def finish(self, frames: list[Frame]) -> None:
         """Send the last frames; raises :class:`Cancelled` where nobody may send them any more."""

@@ -2,32 +2,29 @@
 
 Rules of this module:
 
-* A request is sent once. Whatever happens to the connection, it is never sent again.
-* ``executed: "no"`` comes from a command that was surely not sent, or from the withdraw script, and from
-  nowhere else.
-* The list is the truth. A doorbell only says when to look at it; a ring that carries a frame saves that look.
-* The list is trimmed after its frames were handed over, never before.
+* An attempt is sent once. Whatever happens to the connection, it is never sent again.
+* ``executed: "no"`` comes from a command that was surely not sent, from the withdraw script, or from an agent
+  that ended the request without running it, and from nowhere else.
+* What an agent says that it did not run is sent again, as the next attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flaskbus import errors, wire
-from flaskbus.keys import GROUP, MountKeys
-from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request
-from flaskbus_gateway.inbox import Inbox
-from flaskbus_gateway.link import Answer, AnswerError, Link, LinkDown, LinkError, LinkLost
+from flaskbus.keys import GROUP
+from flaskbus.messages import NOT_RUN, Chunk, End, Failure, Frame, Head, Reply, Request
+from flaskbus_gateway.entries import locate, refused
+from flaskbus_gateway.link import AnswerError, LinkDown, LinkError, LinkLost
+from flaskbus_gateway.replies import ReplyList
 
 if TYPE_CHECKING:
     from flaskbus_gateway.directory import MountState
     from flaskbus_gateway.switchboard import Switchboard
-
-BATCH = 16
-"""Frames that one look at a list takes."""
 
 
 class ClientGone(Exception):
@@ -43,20 +40,18 @@ class Exchange:
 
     __slots__ = (
         "_board",
-        "_dirty",
         "_expired",
         "_failure",
-        "_fetching",
-        "_inbox",
-        "_look_again",
         "_waiter",
         "adrift",
         "agent",
+        "earlier_runs",
         "ended",
         "entry_id",
         "gone",
         "has_head",
         "holding",
+        "replies",
         "request",
         "started",
         "state",
@@ -75,17 +70,24 @@ class Exchange:
         self.holding = False
         self.adrift = False
         """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
-        self._inbox = Inbox(request.attempt, board.max_frame)
+        self.earlier_runs = 0
+        """How many attempts before this one may have run."""
+        self.replies = ReplyList(
+            board.link,
+            state.keys.reply(request.id),
+            attempt=request.attempt,
+            max_frame=board.max_frame,
+            spawn=board.spawn,
+            on_news=self._wake,
+        )
         self._waiter: asyncio.Future[None] | None = None
         self._failure: errors.BusError | None = None
-        self._dirty = False  # something may lie on the list
-        self._fetching = False
-        self._look_again = False
         self._expired = False
 
     @property
     def attempt(self) -> int:
-        return self._inbox.attempt
+        """The attempt that counts now, from 1."""
+        return self.replies.attempt
 
     # Sending
 
@@ -94,13 +96,13 @@ class Exchange:
         # A stream without its group would take requests that nobody can read.
         command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *wire.encode_request(self.request))
         board = self._board
-        deadline = self.started + board.BROKER_WAIT
+        deadline = board.now() + board.BROKER_WAIT
         while True:
             try:
                 self.entry_id = await board.link.call(*command)
             except LinkLost:
                 # It may be in the stream: the reply, or a look at the stream, will tell.
-                self._dirty = self.adrift = True
+                self.replies.dirty = self.adrift = True
                 return
             except LinkDown as error:
                 if board.now() > deadline:
@@ -108,7 +110,7 @@ class Exchange:
                 await board.link_up()
                 continue
             except AnswerError as error:
-                raise _refused(error) from None
+                raise refused(error) from None
             if self.entry_id is not None:
                 return
             # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
@@ -122,17 +124,26 @@ class Exchange:
 
     async def frame(self, timeout: float) -> Frame:
         """The next frame, within ``timeout`` seconds from now; :class:`TimeoutError` where none came."""
-        if not self._inbox.frames:
+        if not self.replies.frames:
             await self._wait(timeout)
         return self._pop()
 
     def _pop(self) -> Frame:
-        frame = self._inbox.frames.popleft()
+        frame = self.replies.frames.popleft()
         self.ended = isinstance(frame, (Reply, End, Failure))
         return frame
 
     async def head(self) -> Head | Reply:
         """The reply's head, or the whole reply; settles the request's fate where none comes in time."""
+        try:
+            return await self._head()
+        except errors.NotExecuted as error:
+            # True of this attempt, which may not be the first.
+            if self.earlier_runs:
+                error.executed = "unknown"
+            raise
+
+    async def _head(self) -> Head | Reply:
         settings = self._board.settings
         self.holding = not self.state.alive
         if self.holding and self.state.failing:
@@ -151,6 +162,9 @@ class Exchange:
                     self.holding = False
                     continue
                 frame = await self._settle()
+            if isinstance(frame, Failure) and frame.code == NOT_RUN:
+                await self._send_again(frame.detail)
+                continue
             if isinstance(frame, (Head, Reply)):
                 self.has_head = True
                 if isinstance(frame, Head):
@@ -160,6 +174,25 @@ class Exchange:
                 raise errors.AgentLost(frame.detail)
             raise errors.AgentLost("the agent sent a body without a head")
 
+    async def _send_again(self, reason: str) -> None:
+        """An agent ended the request without running it: it stops, or found it too old.
+
+        Too old by the broker's clock, which may have jumped; what counts is this process's own.
+        """
+        settings, name = self._board.settings, self.state.mount.name
+        waited = self._board.now() - self.started
+        if waited >= (settings.head_timeout if self.state.alive else settings.hold):
+            raise errors.DeadlineBeforeStart(
+                f"no agent of {name} ran the request within {waited:.1f} s: {reason}", retry_after=1
+            )
+        self.ended, self.entry_id = False, None
+        self.replies.next_attempt()
+        # Else its list would look as if an answer was on its way.
+        self._board.link.tell("DEL", self.replies.key)
+        self.request = replace(self.request, attempt=self.attempt)
+        self.holding = not self.state.alive
+        await self.send()
+
     async def _settle(self) -> Frame:
         """The deadline has passed: take the request back, and say what is certain.
 
@@ -168,8 +201,8 @@ class Exchange:
         waited = self._board.now() - self.started
         outcome = await self.withdraw()
         if outcome == "finished":
-            await self._fetch()
-            if self._inbox.frames:
+            await self.replies.fetch()
+            if self.replies.frames:
                 return self._pop()
         if outcome == "undelivered":
             if self.state.failing and not self.state.alive:
@@ -197,7 +230,7 @@ class Exchange:
             entry_id = self.entry_id or await self._locate()
             if entry_id is None:
                 return "finished"
-            self._dirty = True  # a reply may arrive until the script has run
+            self.replies.dirty = True  # a reply may arrive until the script has run
             outcome: bytes = await asyncio.wait_for(
                 link.script("withdraw", [keys.requests], [GROUP, entry_id]), self._board.BROKER_WAIT
             )
@@ -218,21 +251,13 @@ class Exchange:
     # What the switchboard calls
 
     def ring(self, frame: bytes | None) -> None:
-        """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
-        self._dirty = True
-        if frame is not None and not self._fetching:
-            self._inbox.take_rung(frame)
-            self._wake()
-        else:
-            self.look()
+        """The doorbell rang; see :meth:`ReplyList.ring`."""
+        self.replies.ring(frame)
 
     def look(self) -> None:
-        """Fetch what is new on the list, once the client has taken what was fetched before."""
-        if self._fetching:
-            self._look_again = True
-        elif not self.gone:
-            self._fetching = True
-            self._board.spawn(self._look())
+        """Fetch what is new on the list."""
+        if not self.gone:
+            self.replies.look()
 
     def abandon(self) -> None:
         """The client is gone."""
@@ -247,7 +272,8 @@ class Exchange:
     def runs_again(self, entry_id: bytes) -> None:
         """Another agent may take it: what the first one still sends is not for the client."""
         self.entry_id = entry_id
-        self._inbox.next_attempt()
+        self.earlier_runs += 1
+        self.replies.next_attempt()
         # Its reply may be there already: what rings before we know of the attempt is not taken.
         self.look()
 
@@ -257,13 +283,8 @@ class Exchange:
         self._wake()
 
     async def has_news(self) -> bool:
-        """Whether something lies in hand or on the list."""
-        self._dirty = True
-        if not self._inbox.frames and not self._fetching:
-            await self._fetch()
-            self._wake()
-        # Where the link broke meanwhile, nothing was seen.
-        return bool(self._inbox.frames) or self._fetching or self.ended or not self._board.link.up.is_set()
+        """Whether something lies in hand or on the list, or the exchange has ended."""
+        return await self.replies.has_news() or self.ended
 
     # Inside
 
@@ -272,7 +293,7 @@ class Exchange:
         loop = self._board.loop
         timer = None
         try:
-            while not self._inbox.frames:
+            while not self.replies.frames:
                 if self.gone:
                     raise ClientGone
                 if self._failure is not None:
@@ -299,50 +320,17 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _look(self) -> None:
-        try:
-            await self._fetch()
-        finally:
-            self._fetching = False
-            self._wake()
-        self._look_on()
-
-    def _look_on(self) -> None:
-        """There was more than one look could take, or the bell rang meanwhile."""
-        if self._look_again and not self._fetching and len(self._inbox.frames) < BATCH:
-            self._look_again = False
-            self.look()
-
-    async def _fetch(self) -> None:
-        link, key = self._board.link, self.state.keys.reply(self.request.id)
-        start, attempt = self._inbox.seen, self.attempt
-        try:
-            elements: list[bytes] = await link.call("LRANGE", key, start, start + BATCH - 1)
-        except (LinkError, AnswerError):
-            return  # the sweep looks again
-        if attempt != self.attempt:
-            self._look_again = True  # it was another run's list
-            return
-        self._inbox.take_listed(elements)
-        if len(elements) == BATCH:
-            self._look_again = True
-
     # Handing over
 
     def handed_over(self, frames: int) -> None:
-        """The client's transport took these frames: trim them, and give the agent credit for them."""
-        link, keys, inbox = self._board.link, self.state.keys, self._inbox
-        inbox.handed_over(frames)
-        if inbox.done >= BATCH // 2 or not inbox.frames:
-            link.tell("LTRIM", keys.reply(self.request.id), inbox.trimmed(), -1)
-            if self.agent:
-                link.tell("PUBLISH", keys.doorbell(self.agent), self.request.id)
-        self._look_on()
+        """The client's transport took these frames: the agent has credit for them."""
+        if self.replies.handed_over(frames) and self.agent:
+            self._board.link.tell("PUBLISH", self.state.keys.doorbell(self.agent), self.request.id)
 
     def close(self) -> None:
         """Leave nothing behind."""
-        if self._dirty or self.has_head:
-            self._board.discard(self.state, self.state.keys.reply(self.request.id))
+        if self.replies.dirty or self.has_head:
+            self._board.discard(self.state, self.replies.key)
 
     async def chunks(self) -> list[Frame]:
         """At least one further frame, and whatever else is in hand; raises where the stream broke.
@@ -353,7 +341,7 @@ class Exchange:
             frames: list[Frame] = [await self.frame(self._board.settings.idle_timeout)]
         except TimeoutError:
             raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
-        while self._inbox.frames and not self.ended and not isinstance(self._inbox.frames[0], Failure):
+        while self.replies.frames and not self.ended and not isinstance(self.replies.frames[0], Failure):
             frames.append(self._pop())
         for frame in frames:
             if isinstance(frame, Failure):
@@ -361,25 +349,3 @@ class Exchange:
             if not isinstance(frame, (Chunk, End)):
                 raise errors.AgentLost("the agent sent a second head")
         return frames
-
-
-async def locate(link: Link, keys: MountKeys, wanted: Collection[str]) -> dict[str, bytes]:
-    """The entries of requests by their correlation ids, as far as they are in the stream."""
-    found: dict[str, bytes] = {}
-    end = "+"
-    while True:
-        entries: list[Answer] = await link.call("XREVRANGE", keys.requests, end, "-", "COUNT", 500)
-        for entry_id, fields in entries:
-            request_id = wire.peek_id(fields)
-            if request_id is not None and request_id in wanted:
-                found[request_id] = bytes(entry_id)
-        if len(entries) < 500 or len(found) == len(wanted):
-            return found
-        end = "(" + entries[-1][0].decode()
-
-
-def _refused(error: AnswerError) -> errors.BusError:
-    """An XADD that the broker answered with an error was not carried out."""
-    if error.code == "OOM":
-        return errors.BrokerFull(str(error), retry_after=5)
-    return errors.BrokerUnavailable(str(error), retry_after=1)

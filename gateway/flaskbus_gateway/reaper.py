@@ -14,14 +14,16 @@ its entry vanished and no reply lies there     502 ``unknown``
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from flaskbus import errors, wire
-from flaskbus.keys import DEAD_FIELD, DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
+from flaskbus import errors, letters, wire
+from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import Failure
 from flaskbus_gateway.directory import MountState
-from flaskbus_gateway.exchange import Exchange, locate
+from flaskbus_gateway.entries import locate
+from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.link import AnswerError, Link, LinkError
 
 log = logging.getLogger("flaskbus.gateway")
@@ -31,11 +33,18 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
 class Reaper:
-    """Settles what dead agents held. ``attempts`` is how often a request may be run in all."""
+    """Settles what dead agents held.
 
-    def __init__(self, link: Link, attempts: int, gateway_lives: Callable[[str], bool]) -> None:
+    ``attempts`` is how often a request may be run in all, ``dead_body`` how many bytes of its body are kept of
+    one that is given up.
+    """
+
+    def __init__(
+        self, link: Link, attempts: int, dead_body: int, gateway_lives: Callable[[str], bool]
+    ) -> None:
         self.link = link
         self.attempts = attempts
+        self.dead_body = dead_body
         self.gateway_lives = gateway_lives
 
     async def agent_died(
@@ -62,7 +71,7 @@ class Reaper:
         request = exchange.request
         if exchange.has_head or request.method not in IDEMPOTENT:
             await self._end(exchange, f"the agent {consumer} died while it held the request")
-        elif exchange.attempt >= self.attempts:
+        elif exchange.earlier_runs + 1 >= self.attempts:
             await self._bury(exchange, consumer)
         else:
             keys = exchange.state.keys
@@ -90,14 +99,20 @@ class Reaper:
         request, keys = exchange.request, exchange.state.keys
         reason = f"{self.attempts} agents died while they held it"
         log.error("%s %s is given up: %s", request.method, request.target, reason)
-        letter = ["reason", reason, *_fields(exchange)]
+        entry_id = exchange.entry_id or b""
+        letter = letters.of_request(
+            replace(request, attempt=exchange.attempt),
+            reason,
+            at=datetime.now(UTC),
+            entry=entry_id,
+            keep=self.dead_body,
+        )
         frame = wire.encode_frame(Failure(exchange.attempt, 0, "agent-lost", reason))
         await self.link.script(
             "bury",
             [keys.requests, keys.dead, keys.reply(request.id)],
             [
-                GROUP, exchange.entry_id or "", consumer, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS, "", request.id,
-                frame, *letter,
+                GROUP, entry_id, consumer, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS, "", request.id, frame, *letter,
             ],
         )  # fmt: skip
         exchange.fail(errors.AgentLost(f"the request was given up: {reason}"))
@@ -143,14 +158,3 @@ class Reaper:
             found = await locate(self.link, state.keys, {exchange.request.id for exchange in exchanges})
             for exchange in exchanges:
                 await exchange.settle_adrift(found.get(exchange.request.id))
-
-
-def _fields(exchange: Exchange) -> Iterable[str | bytes | int]:
-    """The fields of the request, as far as a dead letter keeps them; credentials do not stay."""
-    request = exchange.request
-    headers = tuple((name, b"(redacted)" if name in _SECRET else value) for name, value in request.headers)
-    fields = wire.encode_request(replace(request, headers=headers))
-    return [field[:DEAD_FIELD] if isinstance(field, (str, bytes)) else field for field in fields]
-
-
-_SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"x-api-key"})

@@ -74,7 +74,7 @@ class Switchboard:
             on_doubtful=self._answer_doubtful,
             on_orphan=self._agent_died,
         )
-        self.reaper = Reaper(self.link, settings.attempts, self.peers.lives)
+        self.reaper = Reaper(self.link, settings.attempts, settings.dead_body, self.peers.lives)
 
     # Life
 

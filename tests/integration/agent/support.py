@@ -17,7 +17,7 @@ import pytest
 
 from flaskbus import wire
 from flaskbus.keys import GROUP, Keys
-from flaskbus.messages import Reply, Request
+from flaskbus.messages import NOT_RUN, Failure, Reply, Request
 from flaskbus.registry import AgentRecord, Registry
 from flaskbus.routing import Mount
 from tests.conftest import Broker
@@ -156,12 +156,14 @@ class Client:
 
     def __init__(self, broker: Broker):
         self.redis: Any = broker.client()
+        self._sent: dict[str, Any] = {}
 
     def send(self, target: str, mount: str = "/app") -> str:
         request = Request(id=uuid4().hex, method="GET", target=mount + target, gateway="test", ttl=30_000,
                           script_name=mount, server=("localhost", 80), headers=((b"host", b"localhost"),))  # fmt: skip
         fields = wire.encode_request(request)
         entry = dict(zip(fields[::2], fields[1::2], strict=True))
+        self._sent[request.id] = entry
         self.redis.xadd(Keys().of(mount).requests, entry)
         return request.id
 
@@ -170,6 +172,9 @@ class Client:
         data = eventually(lambda: self.redis.lrange(key, 0, -1), timeout)
         self.redis.delete(key)
         frame = wire.decode_frame(data[0], max_size=1 << 20)
+        if isinstance(frame, Failure) and frame.code == NOT_RUN:
+            self.redis.xadd(Keys().of(mount).requests, self._sent[request_id])
+            return self.reply(request_id, mount, timeout)
         assert isinstance(frame, Reply), frame
         return frame
 

@@ -1,0 +1,124 @@
+"""The reply list of one exchange, as its gateway reads it.
+
+The list is the truth. A doorbell only says when to look at it; a ring that carries a frame saves that look.
+The list is trimmed after its frames were handed over, never before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from flaskbus.messages import Frame
+from flaskbus_gateway.inbox import Inbox
+from flaskbus_gateway.link import AnswerError, Link, LinkError
+
+BATCH = 16
+"""Frames that one look at a list takes."""
+
+
+class ReplyList:
+    """Frames of one exchange, in their order.
+
+    ``key`` is the list; ``spawn`` runs a coroutine beside the exchange; ``on_news`` is called when frames may
+    have come; ``max_frame`` is the size of the largest frame in bytes.
+    """
+
+    __slots__ = (
+        "_fetching", "_inbox", "_link", "_look_again", "_on_news", "_spawn", "dirty", "frames", "key",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        link: Link,
+        key: str,
+        *,
+        attempt: int,
+        max_frame: int,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_news: Callable[[], None],
+    ) -> None:
+        self.key = key
+        self._link = link
+        self._spawn = spawn
+        self._on_news = on_news
+        self._inbox = Inbox(attempt, max_frame)
+        self.frames: deque[Frame] = self._inbox.frames
+        self.dirty = False
+        """Whether something may lie on the list."""
+        self._fetching = False
+        self._look_again = False
+
+    @property
+    def attempt(self) -> int:
+        """The run whose frames are taken; others' are dropped."""
+        return self._inbox.attempt
+
+    def next_attempt(self) -> None:
+        """Another agent may run it: what the one before still sends is not for the client."""
+        self._inbox.next_attempt()
+
+    def ring(self, frame: bytes | None) -> None:
+        """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
+        self.dirty = True
+        if frame is not None and not self._fetching:
+            self._inbox.take_rung(frame)
+            self._on_news()
+        else:
+            self.look()
+
+    def look(self) -> None:
+        """Fetch what is new, once the client has taken what was fetched before."""
+        if self._fetching:
+            self._look_again = True
+        else:
+            self._fetching = True
+            self._spawn(self._look())
+
+    async def _look(self) -> None:
+        try:
+            await self.fetch()
+        finally:
+            self._fetching = False
+            self._on_news()
+        self._look_on()
+
+    def _look_on(self) -> None:
+        """There was more than one look could take, or the bell rang meanwhile."""
+        if self._look_again and not self._fetching and len(self.frames) < BATCH:
+            self._look_again = False
+            self.look()
+
+    async def fetch(self) -> None:
+        """Read the list now; where the broker cannot be asked, the sweep looks again."""
+        start, attempt = self._inbox.seen, self.attempt
+        try:
+            elements: list[bytes] = await self._link.call("LRANGE", self.key, start, start + BATCH - 1)
+        except (LinkError, AnswerError):
+            return
+        if attempt != self.attempt:
+            self._look_again = True  # it was another run's list
+            return
+        self._inbox.take_listed(elements)
+        if len(elements) == BATCH:
+            self._look_again = True
+
+    async def has_news(self) -> bool:
+        """Whether something lies in hand or on the list, or that cannot be told now."""
+        self.dirty = True
+        if not self.frames and not self._fetching:
+            await self.fetch()
+            self._on_news()
+        # Where the link broke meanwhile, nothing was seen.
+        return bool(self.frames) or self._fetching or not self._link.up.is_set()
+
+    def handed_over(self, frames: int) -> bool:
+        """The client's transport took these frames: trim them, now or with later ones; whether it was now."""
+        inbox = self._inbox
+        inbox.handed_over(frames)
+        trim = inbox.done >= BATCH // 2 or not inbox.frames
+        if trim:
+            self._link.tell("LTRIM", self.key, inbox.trimmed(), -1)
+        self._look_on()
+        return trim

@@ -1,0 +1,223 @@
+"""What an agent read and did not begin goes back to its gateway, which knows then that it did not run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from wsgiref.validate import validator
+
+import flask
+import httpx
+import pytest
+
+from flaskbus import wire
+from flaskbus.keys import Keys
+from flaskbus.messages import NOT_RUN, Failure, Request
+from flaskbus.settings import AgentSettings
+from flaskbus.testing import running_bus
+from flaskbus_agent.inprocess import InProcessAgent
+from flaskbus_agent.outbox import Outbox
+from tests.conftest import Broker
+from tests.integration.test_promises import SHOP, M, at_rest, eventually, known, problem
+
+HOUR = 3_600_000
+
+
+class Counted:
+    """An app that counts its runs, and says which attempt it sees."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.app = flask.Flask("counted")
+        self.app.wsgi_app = validator(self.app.wsgi_app)  # type: ignore[assignment,method-assign]
+        self.app.add_url_rule("/<name>", view_func=self.run, methods=["GET", "POST"])
+
+    def run(self, name: str) -> str:
+        self.runs.append(name)
+        assert self.go.wait(30)
+        return name
+
+
+@pytest.fixture
+def counted() -> Iterator[Counted]:
+    counted = Counted()
+    yield counted
+    counted.go.set()
+
+
+@contextmanager
+def agent(broker: Broker, app: Any, **settings: Any) -> Iterator[InProcessAgent]:
+    """An agent that was not started yet."""
+    agent = InProcessAgent(AgentSettings(redis=broker.url, **settings), {SHOP: app}, {SHOP: "shop"})
+    try:
+        yield agent
+    finally:
+        agent.stop(10.0)
+
+
+def test_an_agent_that_stops_hands_back_what_it_had_not_begun(broker: Broker, counted: Counted) -> None:
+    with ThreadPoolExecutor(1) as pool, running_bus(broker.url) as bus, agent(broker, counted.app) as first:
+        take = first.consumer._take
+
+        def take_and_stop(answer: Any) -> None:
+            take(answer)
+            if answer:
+                first.consumer.quiet()
+
+        first.consumer._take = take_and_stop  # type: ignore[method-assign]
+        first.start()
+        bus.await_route(SHOP)
+        answer = pool.submit(httpx.post, f"{bus.url}/shop/once", timeout=30)
+        assert first.consumer.join(10.0)
+        assert counted.runs == []
+        with agent(broker, counted.app) as second:
+            second.start()
+            assert answer.result().text == "once"
+        assert counted.runs == ["once"]
+        at_rest(broker)
+
+
+def test_nobody_takes_what_was_handed_back(broker: Broker, counted: Counted) -> None:
+    with running_bus(broker.url, hold=0.5, head_timeout=0.5) as bus, agent(broker, counted.app) as only:
+        take = only.consumer._take
+
+        def take_and_stop(answer: Any) -> None:
+            take(answer)
+            if answer:
+                only.consumer.quiet()
+
+        only.consumer._take = take_and_stop  # type: ignore[method-assign]
+        only.start()
+        bus.await_route(SHOP)
+        document = problem(httpx.post(f"{bus.url}/shop/never", timeout=30))
+        assert (document["status"], document["executed"]) == (503, "no")
+        assert counted.runs == []
+        at_rest(broker)
+
+
+def test_what_waits_for_a_busy_thread_is_handed_back_at_once(broker: Broker, counted: Counted) -> None:
+    """One thread is busy; more than it can take was read all the same, as after a lost answer."""
+    counted.go.clear()
+    with ThreadPoolExecutor(4) as pool, running_bus(broker.url) as bus:
+        with agent(broker, counted.app, threads=1) as busy:
+            busy.start()
+            bus.await_route(SHOP)
+            running = pool.submit(httpx.post, f"{bus.url}/shop/running", timeout=30)
+            eventually(lambda: counted.runs == ["running"])
+            waiting = pool.submit(httpx.post, f"{bus.url}/shop/waiting", timeout=30)
+            with broker.client() as client:
+                eventually(lambda: client.xlen(M.requests) == 2)
+                taken = client.xreadgroup("agents", busy.id, {M.requests: ">"})
+            answer = [
+                [stream, [(i, [x for pair in f.items() for x in pair]) for i, f in es]]
+                for stream, es in taken
+            ]
+            busy.consumer._take(answer)
+            busy.consumer.quiet()
+            assert not busy.consumer.join(0.2)
+            assert counted.runs == ["running"]
+            with agent(broker, counted.app) as other:
+                other.start()
+                eventually(lambda: "waiting" in counted.runs)
+                counted.go.set()
+                assert [running.result().text, waiting.result().text] == ["running", "waiting"]
+        assert sorted(counted.runs) == ["running", "waiting"]
+        at_rest(broker)
+
+
+def test_work_past_its_deadline_never_starts(broker: Broker, counted: Counted) -> None:
+    """Its gateway cannot take it back, because it is dead or cut off."""
+    with agent(broker, counted.app) as late, broker.client() as client:
+        late.start()
+        client.delete(M.requests)
+        client.xgroup_create(M.requests, "agents", "0", mkstream=True)
+        request = Request(id="late-1", method="POST", target="/shop/late", gateway="nobody", ttl=1000)
+        fields = wire.encode_request(request)
+        now: Any = client.time()
+        entry: Any = dict(zip(fields[::2], fields[1::2], strict=True))
+        client.xadd(M.requests, entry, id=f"{now[0] * 1000 - 2000}-0")
+        eventually(lambda: client.llen(M.reply("late-1")))
+        element: Any = client.lindex(M.reply("late-1"), 0)
+        frame = wire.decode_frame(element, max_size=10_000)
+        assert isinstance(frame, Failure)
+        assert frame.code == NOT_RUN
+        assert counted.runs == []
+        assert client.xlen(M.requests) == 0
+        client.delete(M.reply("late-1"))
+
+
+def test_a_clock_that_jumped_costs_a_round_trip(
+    broker: Broker, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the agent each entry seems an hour old; the gateway knows better, and sends it again."""
+    asked = []
+
+    def jumped(outbox: Outbox) -> int:
+        asked.append(1)
+        return int(time.time() * 1000) + (HOUR if len(asked) < 4 else 0)
+
+    monkeypatch.setattr(Outbox, "broker_time", jumped)
+    with running_bus(broker.url) as bus, agent(broker, counted.app) as puzzled:
+        puzzled.consumer._age = lambda entry_id, now: HOUR  # type: ignore[method-assign]
+        puzzled.start()
+        bus.await_route(SHOP)
+        assert httpx.post(f"{bus.url}/shop/once", timeout=30).text == "once"
+        assert (counted.runs, len(asked)) == (["once"], 4)
+        at_rest(broker)
+
+
+def test_what_may_have_run_before_is_not_said_to_have_not(broker: Broker, counted: Counted) -> None:
+    """The first agent died with it; the second one hands it back, and no third comes."""
+    counted.go.clear()
+    with (
+        ThreadPoolExecutor(1) as pool,
+        running_bus(broker.url, hold=4.0, head_timeout=4.0, lease=0.5) as bus,
+        agent(broker, counted.app, lease=0.5) as first,
+    ):
+        first.start()
+        bus.await_route(SHOP)
+        answer = pool.submit(httpx.get, f"{bus.url}/shop/twice", timeout=30)
+        eventually(lambda: counted.runs == ["twice"])
+        first.consumer.quiet()
+        first._stopping.set()  # no more heartbeats
+        document = problem(answer.result())
+        assert (document["status"], document["executed"]) == (503, "unknown")
+        counted.go.set()
+        at_rest(broker)
+    known(broker)
+
+
+def test_an_older_gateway_gets_an_answer(broker: Broker, counted: Counted) -> None:
+    """It would not know what a hand-back means."""
+    with agent(broker, counted.app) as stopping, broker.client() as client:
+        take = stopping.consumer._take
+
+        def take_and_stop(answer: Any) -> None:
+            take(answer)
+            if answer:
+                stopping.consumer.quiet()
+
+        stopping.consumer._take = take_and_stop  # type: ignore[method-assign]
+        stopping.start()
+        fields = wire.encode_request(
+            Request(
+                id="old-1",
+                method="POST",
+                target="/shop/old",
+                gateway="nobody",
+                ttl=30000,
+                script_name="/shop",
+            )
+        )
+        entry: Any = dict(zip(fields[::2], fields[1::2], strict=True))
+        head = entry["head"]
+        entry["head"] = head[:1] + b"\x01" + head[2:]
+        client.xadd(Keys().of(SHOP.key).requests, entry)
+        eventually(lambda: counted.runs == ["old"])
+        client.delete(M.reply("old-1"))
