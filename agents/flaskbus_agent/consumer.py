@@ -109,16 +109,16 @@ class Consumer:
         """Wait until a quiet consumer has run all that it read; whether ``timeout`` seconds were enough."""
         deadline = time.monotonic() + timeout
         waker: Channel | None = None
+        if self._quiet.is_set() and self._backlog:
+            self._spawn()  # the others may be busy, and what they have not begun is handed back at once
         try:
             while threads := tuple(self._threads):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                if self._quiet.is_set():
-                    self._return_backlog()
-                    if self._reader_id is not None and self._turn.locked():
-                        waker = waker or self._channel("waker", 1.0)
-                        self._unblock(waker)
+                if self._quiet.is_set() and self._reader_id is not None and self._turn.locked():
+                    waker = waker or self._channel("waker", 1.0)
+                    self._unblock(waker)
                 threads[0].join(min(left, 0.05))
             return True
         finally:
@@ -130,18 +130,6 @@ class Consumer:
         self.quiet()
         self._runner.given_up.set()
         self._reader.close()
-
-    def _return_backlog(self) -> None:
-        """Hand back what was read for threads that are busy now; nothing while another thread has its turn."""
-        if not self._backlog or not self._turn.acquire(blocking=False):
-            return
-        try:
-            channel = self._channel("writer", 1.0)
-            while self._backlog:
-                self._run(self._backlog.popleft(), channel, lambda: None)
-            channel.close()
-        finally:
-            self._turn.release()
 
     def running(self) -> list[Running]:
         return list(self._running.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 class ClientGone(Exception):
     """The client went away; nobody waits for an answer."""
+
+
+class StreamEnded(Exception):
+    """The response ends here, before the app ends it."""
 
 
 class Exchange:
@@ -81,7 +86,7 @@ class Exchange:
             on_news=self._wake,
         )
         self._waiter: asyncio.Future[None] | None = None
-        self._failure: errors.BusError | None = None
+        self._failure: errors.BusError | StreamEnded | None = None
         self._expired = False
 
     @property
@@ -189,7 +194,8 @@ class Exchange:
         self.replies.next_attempt()
         # Else its list would look as if an answer was on its way.
         self._board.link.tell("DEL", self.replies.key)
-        self.request = replace(self.request, attempt=self.attempt)
+        ttl = math.ceil(1000 * (max(settings.hold, settings.head_timeout) - waited))
+        self.request = replace(self.request, attempt=self.attempt, ttl=ttl)
         self.holding = not self.state.alive
         await self.send()
 
@@ -277,7 +283,7 @@ class Exchange:
         # Its reply may be there already: what rings before we know of the attempt is not taken.
         self.look()
 
-    def fail(self, error: errors.BusError) -> None:
+    def fail(self, error: errors.BusError | StreamEnded) -> None:
         """End the exchange, unless what already lies in hand does."""
         self._failure = error
         self._wake()
