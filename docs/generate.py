@@ -231,10 +231,15 @@ in its header, is refused before the bus sees it: with `invalid-request`, and th
 WHEN = {
     "internal": "A fault of flaskbus itself; the gateway's log has the traceback. Please report it.",
     "ambiguous-target": "The path has another reading (`..`, `//`, `%2F`, `;`) that leads to another mount.",
-    "invalid-request": "No Host or two, a Host that is none, a control character in the path, two lengths.",
+    "invalid-request": "No Host or two, a Host that is none, a control character in the path, two lengths, "
+    "an Idempotency-Key that is none.",
     "unknown-mount": "No app is mounted on this host and path, or its last agent left more than `mount_ttl` ago.",
     "body-timeout": "The body was not there within `body_timeout`.",
     "body-too-large": "The body is larger than `body_limit`; a stated length is refused before the body is read.",
+    "key-in-use": "The first request with this key still waits or runs. Ask again after `Retry-After`.",
+    "answer-not-kept": "The request with this key ran to its end; its answer was a stream, larger than "
+    "`idempotency_limit`, broke off, or began a session.",
+    "key-reused": "This key came before, with another body. See [the guide](../howto/idempotency.md).",
     "unsupported-upgrade": "Reserved: WebSocket upgrades are refused by the server with 403 today.",
     "queue-full": "`queue_limit` requests wait for this mount, or `open_limit` exchanges are open in this gateway.",
     "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",

@@ -84,6 +84,12 @@ class BodyTooLarge(NotExecuted):
     status, code, title, fault = 413, "body-too-large", "Request body too large", "client"
 
 
+class KeyReused(NotExecuted):
+    """The Idempotency-Key came before, with another body."""
+
+    status, code, title, fault = 422, "key-reused", "Idempotency-Key of another body", "client"
+
+
 class UnsupportedUpgrade(NotExecuted):
     status, code, title, fault = 501, "unsupported-upgrade", "Protocol not supported", "client"
 
@@ -114,6 +120,18 @@ class BrokerFull(NotExecuted):
 
 class ShuttingDown(NotExecuted):
     status, code, title = 503, "shutting-down", "The gateway is shutting down"
+
+
+class KeyInUse(BusError):
+    """The first request with this Idempotency-Key waits or runs; this one does not."""
+
+    status, code, title, fault = 409, "key-in-use", "Idempotency-Key of a running request", "client"
+
+
+class AnswerNotKept(BusError):
+    """The first request with this Idempotency-Key ran, so this one does not; what it answered was not kept."""
+
+    status, code, title, fault = 409, "answer-not-kept", "The first answer was not kept", "client"
 
 
 class AgentLost(BusError):

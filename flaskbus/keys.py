@@ -15,6 +15,7 @@ key (namespace ``flaskbus``)          type      life span
 ``flaskbus:{/myapp}:dead``            stream    ``DEAD_TTL_MS`` past its last entry, bounded
 ``flaskbus:{/myapp}:reply:<id>``      list      ``LIST_TTL_MS`` past its last frame
 ``flaskbus:{/myapp}:inbound:<id>``    list      ``LIST_TTL_MS`` past its last frame
+``flaskbus:{/myapp}:idempotent:<h>``  hash      ``idempotency_ttl``, and while it runs at least ``LIST_TTL_MS``
 ====================================  ========  ==============================================
 """
 
@@ -63,6 +64,10 @@ class MountKeys:
 
     def inbound(self, request_id: str) -> str:
         return f"{self.prefix}inbound:{request_id}"
+
+    def idempotent(self, record: str) -> str:
+        """The record of a request with an Idempotency-Key; ``record`` is a hash (see :mod:`flaskbus.idempotency`)."""
+        return f"{self.prefix}idempotent:{record}"
 
     def doorbell(self, process: str) -> str:
         """The channel on which a gateway or agent process hears what is new for this mount."""

@@ -25,7 +25,8 @@ class Request:
     ``target`` is origin-form as the client sent it (percent-encoded path, ``?``, query).
     ``script_name`` is the part of it that the mount took, percent-encoded, with no final slash.
     ``ttl`` is the time in milliseconds that the gateway will wait for the reply's head.
-    ``version`` is the wire version that its sender speaks.
+    ``version`` is the wire version that its sender speaks. ``idempotency`` names the record of its
+    Idempotency-Key (see :mod:`flaskbus.idempotency`); empty where it has none, or its mount has not opted in.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Request:
     traceparent: str = ""
     attempt: int = 1
     version: int = WIRE_VERSION
+    idempotency: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import redis
 
 from flaskbus.broker import run_script
 from flaskbus.errors import MountTaken, UsageError
+from flaskbus.idempotency import Policy
 from flaskbus.keys import GROUP, Keys
 from flaskbus.routing import Mount
 
@@ -91,9 +92,19 @@ class Registry:
         self.keys = keys
 
     def claim(
-        self, mount: Mount, record: AgentRecord, *, replace: bool = False, mount_ttl: float = 3600.0
+        self,
+        mount: Mount,
+        record: AgentRecord,
+        *,
+        replace: bool = False,
+        mount_ttl: float = 3600.0,
+        policy: Policy | None = None,
+        became_ready: bool = False,
     ) -> None:
         """Register an agent, or renew it: the heartbeat.
+
+        ``policy`` is what the agent asks of its mount. It holds from when the agent ``became_ready``, which it
+        says once, until another does.
 
         The first claim makes the mount known to every gateway. Raises
         :class:`~flaskbus.errors.MountTaken` where an app of another name owns the mount.
@@ -111,6 +122,8 @@ class Registry:
                 record.id,
                 record.dump(),
                 int(record.state == "ready"),
+                int(became_ready),
+                *(part for pair in (policy.fields() if policy else {}).items() for part in pair),
             ],
         )
         if outcome == b"taken":

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from flaskbus import units
 from flaskbus.errors import UsageError
+from flaskbus.idempotency import Policy, header_names
 from flaskbus.keys import Keys
 from flaskbus.signing import check_keys, check_secret
 
@@ -250,6 +251,37 @@ class AgentSettings(CommonSettings):
         unset="never",
     )
     pid: str = knob("", "File for the process id.", PROCESS, path="file", unset="none")
+    idempotency_keys: bool = knob(
+        False,
+        "Run requests with the same Idempotency-Key once, and answer the others alike.",
+        APP,
+    )
+    idempotency_ttl: float = knob(
+        24 * 3600.0, "How long an Idempotency-Key is remembered.", APP, unit="seconds", least=1.0
+    )
+    idempotency_limit: int = knob(
+        64 * 1024,
+        "Largest answer that is kept for an Idempotency-Key; nothing above reply_limit is.",
+        APP,
+        unit="bytes",
+        least=0,
+    )
+    idempotency_identity: str = knob(
+        "x-api-key",
+        "Headers that tell one caller from another, beside Authorization and Cookie.",
+        APP,
+        metavar="LIST",
+        many=True,
+        valid=header_names,
+        unset="none",
+    )
+
+    @property
+    def policy(self) -> Policy | None:
+        """What the mounts are told of Idempotency-Key; ``None`` where they do not opt in."""
+        if not self.idempotency_keys:
+            return None
+        return Policy(int(self.idempotency_ttl * 1000), header_names(self.idempotency_identity))
 
 
 COMPONENTS: tuple[type[CommonSettings], ...] = (GatewaySettings, AgentSettings)

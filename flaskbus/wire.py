@@ -1,8 +1,8 @@
 """Messages <-> stream fields and list elements.
 
 A stream entry holds plain fields first, for a person with redis-cli (``id method target from ttl attempt``
-and, if there is one, ``traceparent``), then ``head`` and ``body`` in msgpack. A frame is one msgpack array,
-``[version, kind, attempt, seq, …]``. Headers are flat: name, value, name, value.
+and, where they apply, ``traceparent`` and ``idempotency``), then ``head`` and ``body`` in msgpack. A frame is one
+msgpack array, ``[version, kind, attempt, seq, …]``. Headers are flat: name, value, name, value.
 
 A decoder reads its own version, the one before and the one after. It never sees more than ``max_size`` bytes, allows
 no extension types and no maps, and raises :class:`~flaskbus.errors.WireError` for whatever is not of the
@@ -12,7 +12,7 @@ fixed shape.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -46,6 +46,7 @@ MAX_RING_FRAME = 16 * 1024
 """Largest frame in bytes that a doorbell carries beside ringing."""
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_RECORD = re.compile(rb"[0-9a-f]{64}")
 
 
 def _unpack(data: bytes, max_size: int) -> Any:
@@ -115,6 +116,8 @@ def encode_request(request: Request) -> list[str | bytes | int]:
     # fmt: on
     if request.traceparent:
         fields += ("traceparent", request.traceparent)
+    if request.idempotency:
+        fields += ("idempotency", request.idempotency)
     fields += ("head", head, "body", msgpack.packb(request.body))
     return fields
 
@@ -134,6 +137,9 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
         request_id = entry[b"id"].decode("ascii")
         if not _ID.fullmatch(request_id):
             raise WireError("id is not one of ours")
+        record = entry.get(b"idempotency", b"")
+        if record and not _RECORD.fullmatch(record):
+            raise WireError("idempotency is not the name of a record")
         return Request(
             id=request_id,
             method=entry[b"method"].decode("ascii"),
@@ -150,6 +156,7 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
             headers=_pair(head[8]),
             body=body,
             version=head[0],
+            idempotency=record.decode("ascii"),
         )
     except KeyError as error:
         raise WireError(f"field {error.args[0].decode()} is missing") from None
@@ -174,6 +181,12 @@ def peek_sender(fields: Sequence[bytes]) -> tuple[str, int]:
     return members.get(b"from", b"").decode("latin-1"), number
 
 
+def peek_record(fields: Sequence[bytes]) -> str:
+    """The record of an entry that may be otherwise unreadable: ``""`` where it has none of ours."""
+    record = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"idempotency", b"")
+    return record.decode("ascii") if _RECORD.fullmatch(record) else ""
+
+
 # Frames
 
 
@@ -182,24 +195,29 @@ def max_frame(reply_limit: int) -> int:
     return max(reply_limit, MAX_CHUNK) + MAX_HEAD
 
 
-def encode_frame(frame: Frame) -> bytes:
-    """One list element."""
-    packed: bytes
+def encode_frame(frame: Frame, sign: Callable[[bytes], bytes] | None = None) -> bytes:
+    """One list element; ``sign`` makes the 32 bytes of its last member from all that stands before them."""
+    members = _members(frame)
+    if sign is None:
+        packed: bytes = msgpack.packb(members)
+        return packed
+    content: bytes = msgpack.packb([*members, _NO_SIGNATURE])[: -len(_NO_SIGNATURE)]
+    return content + sign(content)
+
+
+_NO_SIGNATURE = bytes(32)
+
+
+def _members(frame: Frame) -> list[Any]:
     if isinstance(frame, Reply):
-        packed = msgpack.packb(
-            [VERSION, REPLY, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.body]
-        )
-    elif isinstance(frame, Chunk):
-        packed = msgpack.packb([VERSION, CHUNK, frame.attempt, frame.seq, frame.data])
-    elif isinstance(frame, Head):
-        packed = msgpack.packb(
-            [VERSION, HEAD, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.agent]
-        )
-    elif isinstance(frame, End):
-        packed = msgpack.packb([VERSION, END, frame.attempt, frame.seq])
-    else:
-        packed = msgpack.packb([VERSION, FAILURE, frame.attempt, frame.seq, frame.code, frame.detail])
-    return packed
+        return [VERSION, REPLY, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.body]
+    if isinstance(frame, Chunk):
+        return [VERSION, CHUNK, frame.attempt, frame.seq, frame.data]
+    if isinstance(frame, Head):
+        return [VERSION, HEAD, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.agent]
+    if isinstance(frame, End):
+        return [VERSION, END, frame.attempt, frame.seq]
+    return [VERSION, FAILURE, frame.attempt, frame.seq, frame.code, frame.detail]
 
 
 _FRAME_TYPES: dict[int, tuple[type, ...]] = {

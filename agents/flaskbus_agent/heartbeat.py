@@ -147,7 +147,14 @@ class Heartbeat:
                 first = self._settings.replace and app.mount not in self._owned
                 record = replace(self._record(app, member, states[member.agent_id]), beat=beat)
                 try:
-                    self._registry.claim(app.mount, record, replace=first, mount_ttl=self._settings.mount_ttl)
+                    self._registry.claim(
+                        app.mount,
+                        record,
+                        replace=first,
+                        mount_ttl=self._settings.mount_ttl,
+                        policy=self._settings.policy,
+                        became_ready=record.state == "ready" and self._seen.get(member.agent_id) != "ready",
+                    )
                 except MountTaken as error:
                     taken[app.mount] = app, error
                     continue

@@ -1,6 +1,7 @@
 -- bury: an agent gives up on an entry that it cannot read, a gateway on one that keeps killing its agents.
 --
--- KEYS  1 request stream   2 dead-letter stream   3 reply list
+-- KEYS  1 request stream   2 dead-letter stream   3 reply list   4 record, for a request with an Idempotency-Key,
+--       which is deleted: a repeat begins anew
 -- ARGV  1 group   2 entry id   3 consumer   4 life of the dead letters in ms   5 how many are kept
 --       6 list TTL in ms   7 doorbell channel, or empty   8 request id   9 last frame   10… fields of the letter,
 --       of which there are few (flaskbus/letters.py): unpack() can take some thousands
@@ -21,6 +22,7 @@ if #pending == 0 then return 'finished' end
 if pending[1][2] ~= ARGV[3] then return 'lost' end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
+if KEYS[4] and redis.call('HGET', KEYS[4], 'entry') == ARGV[2] then redis.call('DEL', KEYS[4]) end
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', unpack(ARGV, 10))
 -- The stream lives on with each letter, and a letter no longer than it would alone.
 local now = redis.call('TIME')

@@ -1,6 +1,6 @@
 -- requeue: a gateway lets a request of its own run again, because the agent that held it is dead.
 --
--- KEYS  1 request stream   2 reply list
+-- KEYS  1 request stream   2 reply list   3 record, for a request with an Idempotency-Key
 -- ARGV  1 group   2 entry id   3 the dead consumer   4 number of the new attempt
 --
 -- outcome             when                                           what was done
@@ -13,7 +13,7 @@
 -- gone                the stream or its group does not exist         nothing
 --
 -- A new entry for each attempt: who owns an entry owns the attempt, and a thawed agent's late frames find
--- their entry gone.
+-- their entry gone. The record, if it is of the old entry, is of the new one from now on.
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if pending.err then
   if string.find(pending.err, 'NOGROUP', 1, true) then return {'gone'} end
@@ -30,4 +30,6 @@ fields = fields[1][2]
 for i = 1, #fields, 2 do
   if fields[i] == 'attempt' then fields[i + 1] = ARGV[4] end
 end
-return {'requeued', redis.call('XADD', KEYS[1], '*', unpack(fields))}
+local added = redis.call('XADD', KEYS[1], '*', unpack(fields))
+if KEYS[3] and redis.call('HGET', KEYS[3], 'entry') == ARGV[2] then redis.call('HSET', KEYS[3], 'entry', added) end
+return {'requeued', added}

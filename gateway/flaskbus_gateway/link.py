@@ -27,7 +27,7 @@ log = logging.getLogger("flaskbus.gateway")
 
 Answer = Any
 Command = tuple[Any, ...]
-SCRIPTS = ("finish", "push", "withdraw", "claim", "leave", "forget", "repair", "bury", "requeue", "vanished")
+SCRIPTS = ("finish", "push", "withdraw", "claim", "leave", "forget", "repair", "bury", "requeue", "vanished", "remember")
 
 STALL = 5.0
 """Seconds that the oldest command may wait for its answer before the connection is given up."""

@@ -11,7 +11,7 @@ from flaskbus.keys import Keys
 def test_all_keys_of_a_mount_share_one_hash_tag() -> None:
     mount = Keys().of("/shop")
     names = [mount.requests, mount.agents, mount.owner, mount.dead, mount.reply("r"), mount.inbound("r")]
-    names.append(mount.doorbell("gw"))
+    names += [mount.idempotent("0" * 64), mount.doorbell("gw")]
     assert {name.split("{")[1].split("}")[0] for name in names} == {"/shop"}
     assert len(set(names)) == len(names)
 

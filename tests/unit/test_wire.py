@@ -69,6 +69,7 @@ requests = st.builds(
     body=st.binary(max_size=500),
     traceparent=st.text(st.characters(max_codepoint=127), max_size=60),
     attempt=st.integers(1, 99),
+    idempotency=st.from_regex(r"([0-9a-f]{64})?", fullmatch=True),
 )
 
 
@@ -149,8 +150,9 @@ class TestRequests:
         assert fields[1:14:2] == ["abc1", "POST", b"/shop/a%20b?x=1", "host-1-ab", 30_000, 2, "00-aa-bb-01"]
         assert wire.decode_request(stored(fields), max_body=10) == REQUEST
 
-    def test_no_traceparent_takes_no_room(self) -> None:
-        assert "traceparent" not in wire.encode_request(Request("a", "GET", "/", "g", 1))
+    def test_what_does_not_apply_takes_no_room(self) -> None:
+        fields = wire.encode_request(Request("a", "GET", "/", "g", 1))
+        assert not {"traceparent", "idempotency"}.intersection(fields)
 
     @pytest.mark.parametrize("version", [1, 2, 3])
     def test_it_knows_what_its_sender_speaks(self, version: int) -> None:
@@ -177,6 +179,8 @@ class TestRequests:
             ({b"body": msgpack.packb("text")}, "body is not bytes"),
             ({b"body": msgpack.packb(b"x" * 100)}, "at most"),
             ({b"body": b""}, "not msgpack of ours"),
+            ({b"idempotency": b"0" * 63}, "not the name of a record"),
+            ({b"idempotency": b"../reply:1" + b"0" * 54}, "not the name of a record"),
             ({b"head": msgpack.packb([1])}, "1 members"),
             ({b"head": msgpack.packb([9])}, "wire version 9"),
         ],
@@ -216,6 +220,18 @@ class TestRequests:
     )
     def test_peek_sender(self, fields: list[bytes], found: tuple[str, int]) -> None:
         assert wire.peek_sender(fields) == found
+
+    @pytest.mark.parametrize(
+        ("fields", "found"),
+        [
+            ([b"idempotency", b"0a" * 32], "0a" * 32),
+            ([b"idempotency", b"0A" * 32], ""),
+            ([b"id", b"abc"], ""),
+            ([b"idempotency"], ""),
+        ],
+    )
+    def test_peek_record(self, fields: list[bytes], found: str) -> None:
+        assert wire.peek_record(fields) == found
 
     def test_the_largest_frame(self) -> None:
         assert wire.max_frame(0) == wire.MAX_CHUNK + wire.MAX_HEAD
