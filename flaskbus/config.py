@@ -13,7 +13,7 @@ overridden there::
     [agent]
     threads = 8
 
-Everything here is pure but :func:`load` and :func:`find_file`.
+Everything here is pure but :func:`load`, :func:`find_file` and :func:`read_secrets`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic
@@ -78,7 +78,7 @@ def load(
     Raises :class:`~flaskbus.errors.UsageError`.
     """
     file = find_file(config_file, os.environ, Path())
-    return resolve(kind, flags=flags or {}, environ=os.environ, file=file)
+    return read_secrets(resolve(kind, flags=flags or {}, environ=os.environ, file=file))
 
 
 def resolve(
@@ -103,6 +103,31 @@ def resolve(
         else:
             sources[item.name] = DEFAULT
     return Resolved(kind(**values), sources, file)
+
+
+def read_secrets(resolved: Resolved[S]) -> Resolved[S]:
+    """The same, with what ``@FILE`` stands for in its place.
+
+    Raises :class:`~flaskbus.errors.UsageError` for a file that cannot be read, or holds no such secret.
+    """
+    found: dict[str, Any] = {}
+    for item in fields(resolved.settings):
+        value = getattr(resolved.settings, item.name)
+        if item.metadata.get("secret") and value.startswith("@"):
+            text = _read_secret(value[1:], resolved.sources[item.name])
+            found[item.name] = check(item, text, f"{item.name} in {value[1:]}")
+    return replace(resolved, settings=replace(resolved.settings, **found)) if found else resolved
+
+
+def _read_secret(path: str, source: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"{source}: the secret in {path} cannot be read: {reason}") from None
+    if not text or text.startswith("@"):
+        raise UsageError(f"{source}: there is no secret in {path}")
+    return text
 
 
 def _from_environ(item: Field[Any], variable: str, environ: Mapping[str, str]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -54,7 +54,7 @@ def document(resolved: All) -> dict[str, Any]:
     return {"file": common.file.name if common.file else None, "apps": list(common.apps)} | {
         kind.table or "common": {
             item.name: {
-                "value": mask(value) if item.metadata.get("secret") else value,
+                "value": hidden(item, value),
                 "source": each.sources[item.name],
             }
             for item in fields(kind)
@@ -88,10 +88,17 @@ _NO_FILE = f"none ({' or '.join(FILE_NAMES)} in this directory, or --config)"
 def rows(resolved: Resolved[CommonSettings]) -> list[Row]:
     """Name, value and source of each setting, as text."""
     return [
-        (item.name, mask(text) if item.metadata.get("secret") else text or '""', resolved.sources[item.name])
+        (item.name, hidden(item, text) or '""', resolved.sources[item.name])
         for item in fields(resolved.settings)
         for text in [show(item, getattr(resolved.settings, item.name))]
     ]
+
+
+def hidden(item: Field[Any], value: Any) -> Any:
+    """A value as it may be shown: without the password, or whatever else is secret in it."""
+    if not item.metadata.get("secret") or not value:
+        return value
+    return mask(value) if "://" in value else "***"
 
 
 def misspelt(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,40 @@
+"""``flaskbus acl``: the rights that a user of the broker needs, and no more."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import click
+
+from flaskbus.acl import ROLES, Role, command_line, rules, user_name
+from flaskbus.broker import parse_url
+from flaskbus.options import FlaskbusCommand, settings_options
+from flaskbus.routing import Mount
+from flaskbus.settings import CommonSettings
+
+
+@click.command(
+    "acl",
+    cls=FlaskbusCommand,
+    short_help="Show the ACL rule of a user: gateway, agent or tools.",
+    examples="""
+    flaskbus acl agent /myapp | redis-cli
+    flaskbus acl gateway --user edge
+    redis-cli ACL SETUSER flaskbus-agent-myapp '>PASSWORD'
+    """,
+)
+@settings_options(CommonSettings, only=("redis", "namespace"))
+@click.argument("role", type=click.Choice(ROLES))
+@click.argument("mounts", nargs=-1, metavar="[MOUNT...]")
+@click.option("--user", metavar="NAME", help="What the user is called.  [default: flaskbus-ROLE, -MOUNT]")
+def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str | None) -> None:
+    """Show the ACL SETUSER line that gives a user of the broker what ROLE needs, and no more. Changes nothing.
+
+    gateway: every mount of the namespace. agent: the mounts that are named, and nothing of any other. tools:
+    reads every mount, for flaskbus mounts, agents and doctor; commands that change something want a gateway's
+    user. The line leaves a user's passwords as they are; a new user needs one. --redis is not asked: it says
+    which database is meant.
+    """
+    where = [Mount.from_name(name) for name in mounts]
+    wanted = rules(cast(Role, role), where, namespace=settings.namespace, db=parse_url(settings.redis).db)
+    click.echo(command_line(user or user_name(cast(Role, role), where), wanted))
