@@ -132,11 +132,14 @@ class Registry:
                 "give this app another prefix, give both the same --name, or hand the mount over with --replace"
             )
         if outcome == b"claimed" or record.beat <= 1:
-            self.client.sadd(self.keys.mounts, mount.key)
+            self._enlist(mount)
             self.client.publish(self.keys.news, mount.key)
-        elif record.beat % 16 == 0:
+        elif record.beat % 4 == 0:
             # What FLUSHALL or a failover forgot is known again soon.
-            self.client.sadd(self.keys.mounts, mount.key)
+            self._enlist(mount)
+
+    def _enlist(self, mount: Mount) -> None:
+        run_script(self.client, "enlist", [self.keys.mounts], [mount.key])
 
     def announce(self, mount: Mount) -> None:
         """Make gateways look at the mount now and not at their next round."""

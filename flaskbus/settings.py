@@ -152,7 +152,19 @@ class GatewaySettings(CommonSettings):
     queue_limit: int = knob(
         1000, "Requests that may wait for one mount; more are answered 503.", LIMITS, least=1
     )
-    open_limit: int = knob(20000, "Exchanges that one gateway process may have open.", LIMITS, least=1)
+    queue_age: float = knob(
+        10.0,
+        "How long a request may have to wait while agents are there; where it is longer, more are answered 503.",
+        LIMITS,
+        unit="seconds",
+        least=0.1,
+    )
+    open_limit: int = knob(
+        20000,
+        "Exchanges that one gateway process may have open; one mount, three quarters of them.",
+        LIMITS,
+        least=1,
+    )
     trusted_proxies: str = knob(
         "127.0.0.1,::1",
         "Peers whose X-Forwarded-* headers are believed (addresses, networks, *).",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flaskbus import memory
 from flaskbus.broker import OLDEST_REDIS
 from flaskbus.diagnosis.facts import CLOCK, BrokerFacts, Finding, shell
-
-FULL = 0.8
-"""Share of maxmemory from which on gateways refuse requests."""
 
 SLOW_PING = 0.01
 """Seconds; a request makes three round trips and more."""
@@ -96,7 +94,7 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "eviction", "maxmemory-policy is noeviction")
-    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    used, limit = memory.used(info), memory.limit(info)
     if not limit:
         yield Finding(
             "info",
@@ -104,11 +102,11 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
             f"{_mib(used)} used, without a limit: it may grow until the system runs out of memory",
             f"{shell('CONFIG', 'SET', 'maxmemory', '1gb')} (or what its host can spare)",
         )
-    elif used >= FULL * limit:
+    elif used >= memory.FULL * limit:
         yield Finding(
             "warning",
             "memory",
-            f"{_mib(used)} of {_mib(limit)} used: from {FULL:.0%} on, requests are refused",
+            f"{_mib(used)} of {_mib(limit)} used: from {memory.FULL:.0%} on, requests are refused",
             "raise maxmemory, or find out what fills it: flaskbus mounts",
         )
     else:

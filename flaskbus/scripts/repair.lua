@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- repair: a gateway mends a request stream that has lost its group (XGROUP DESTROY, a failover, a restore).
 --
 -- KEYS  1 request stream
@@ -9,6 +10,7 @@
 -- doubtful, {entry, …}        entries lie in it, and some may have   those entries deleted; to be answered
 --                             run before the group was lost          `unknown`; call again until `mended`
 --
+-- While the broker is out of memory too: the group costs little, and without it nothing is ever freed.
 -- Recreating the group over surviving entries would deliver each of them a second time.
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if not groups.err then

@@ -141,18 +141,14 @@ class Gateway:
         if mount is None:
             mount = await self._look_again(board, incoming)
         state = board.directory.states[mount]
-        if state.waiting >= self.settings.queue_limit:
-            raise errors.QueueFull(
-                f"{state.waiting} requests are waiting for {mount.name}; {self.settings.queue_limit} may",
-                retry_after=1,
-            )
-        if len(board.exchanges) >= self.settings.open_limit:
-            raise errors.QueueFull(
-                f"{len(board.exchanges)} exchanges are open in this gateway", retry_after=1
-            )
+        board.admission.admit(state.queue, mount.name, incoming.content_length or 0)
         body = b""
         if has_body(scope, incoming):
-            body = await self._read_body(incoming, receive)
+            try:
+                body = await self._read_body(incoming, receive)
+            except BaseException:
+                board.admission.cancel(state.queue)
+                raise
         return state, Request(
             id=board.next_id(),
             method=scope["method"],

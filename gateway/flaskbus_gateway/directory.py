@@ -3,6 +3,10 @@
 It is read from the registry every second, and at once when the ``news`` channel says that something changed.
 Whether an agent lives is judged here and not read: an agent is lost when this gateway, connected all the
 while, saw its heartbeat counter stand still for one lease of its own monotonic clock.
+
+Each look begins with this gateway's own heartbeat. Where that is refused (a replica, a full disk) or the look
+takes long (a broker that is frozen), agents could not send theirs either: nobody is lost for it, and every
+lease begins anew.
 """
 
 from __future__ import annotations
@@ -10,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
-from flaskbus.keys import GROUP, Keys, MountKeys
-from flaskbus.registry import AgentRecord, mount_from_key, parse_agents
+from flaskbus.broker import parse_info
+from flaskbus.keys import GROUP, Keys
+from flaskbus.registry import mount_from_key, parse_agents
 from flaskbus.routing import Mount, Table
+from flaskbus_gateway.admission import Look, entry_id
 from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
+from flaskbus_gateway.mounts import MountState as MountState
+from flaskbus_gateway.trouble import Troubles
 
 log = logging.getLogger("flaskbus.gateway")
 
@@ -26,77 +34,8 @@ ROUND = 1.0
 PAUSE = 0.05
 """Seconds between two looks, however much is heard."""
 
-
-@dataclass(slots=True)
-class Pulse:
-    """When an agent's heartbeat counter was last seen to change (monotonic seconds)."""
-
-    beat: int
-    seen: float
-
-
-@dataclass(slots=True, eq=False)
-class MountState:
-    """One mount, as this gateway sees it."""
-
-    mount: Mount
-    keys: MountKeys
-    pulses: dict[str, Pulse] = field(default_factory=dict)
-    records: dict[str, AgentRecord] = field(default_factory=dict)
-    waiting_elsewhere: int = 0
-    """Requests in the queue that this process did not put there, at the last look."""
-    mine: int = 0
-    """Exchanges of this process that have no head yet."""
-    alive: bool = False
-    missing_since: float | None = None
-    """Since when the broker does not know the mount any more (monotonic seconds)."""
-    holders: dict[str, int] = field(default_factory=dict)
-    """How many requests each consumer of the group holds, at the last look."""
-    seen: dict[str, float] = field(default_factory=dict)
-    """Consumers that hold something and are not listed, and since when (monotonic seconds)."""
-    failing: str = ""
-    """Why its agents do not start; empty where at least one may come."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue, at most; what other gateways did since the last look is not in it."""
-        return self.waiting_elsewhere + self.mine
-
-    def observe(self, records: Iterable[AgentRecord], now: float, lease: float) -> list[str]:
-        """Take in the agents that are listed; returns the ids of those that are lost."""
-        self.records = {record.id: record for record in records}
-        lost = []
-        for record in self.records.values():
-            pulse = self.pulses.get(record.id)
-            if pulse is None or pulse.beat != record.beat:
-                self.pulses[record.id] = Pulse(record.beat, now)
-            elif now - pulse.seen > (record.lease or lease):
-                lost.append(record.id)
-        for gone in self.pulses.keys() - self.records.keys():
-            del self.pulses[gone]
-        for agent_id in lost:
-            del self.records[agent_id]
-        self.alive = any(record.state == "ready" for record in self.records.values())
-        states = {record.state for record in self.records.values()}
-        failed = [record.reason for record in self.records.values() if record.state == "failed"]
-        self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
-        return lost
-
-    def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
-        """Consumers that hold requests and are dead.
-
-        One that was listed (is in ``known``) and is no longer was given up by its supervisor or for its
-        heartbeat. One that was never listed is given a lease of time to appear.
-        """
-        absent = self.holders.keys() - self.records.keys()
-        self.seen = {consumer: self.seen.get(consumer, now) for consumer in absent}
-        return [name for name, since in self.seen.items() if name in known or now - since > lease]
-
-    def forgive(self, now: float) -> None:
-        """Nobody was observed while the broker was away: every lease begins anew."""
-        for pulse in self.pulses.values():
-            pulse.seen = now
-        self.seen.clear()
+STALL = 1.0
+"""Seconds after which an agent's heartbeat fails for want of an answer; what takes a gateway as long was a stall."""
 
 
 class Directory:
@@ -104,7 +43,9 @@ class Directory:
 
     ``on_routes()`` is called when other mounts are routed to than before; ``on_change(state)`` when a mount
     gained its first agent, lost its last, or began to fail; ``on_doubtful(state, entries)`` with entries that
-    outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests.
+    outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests;
+    ``on_stall()`` when nobody could be observed; ``on_memory(info)`` with the broker's account of its memory,
+    empty where it may not be asked. ``heartbeat()`` sends this gateway's own.
     """
 
     def __init__(
@@ -119,6 +60,9 @@ class Directory:
         on_change: Callable[[MountState], None],
         on_doubtful: Callable[[MountState, list[Answer]], None],
         on_orphan: Callable[[MountState, str], Awaitable[None]],
+        on_stall: Callable[[], None],
+        on_memory: Callable[[Mapping[str, Any]], None],
+        heartbeat: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self.link = link
         self.keys = keys
@@ -129,10 +73,14 @@ class Directory:
         self.on_change = on_change
         self.on_doubtful = on_doubtful
         self.on_orphan = on_orphan
+        self.on_stall = on_stall
+        self.on_memory = on_memory
+        self.heartbeat = heartbeat
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
         self.known = asyncio.Event()
         """Set after the first complete look."""
+        self._troubles = Troubles(log)
         self._news = asyncio.Event()
         self._begun = 0
         self._done = 0
@@ -160,9 +108,18 @@ class Directory:
             await self._progress.wait_for(lambda: self._done >= wanted)
 
     def forgive(self) -> None:
+        """Nobody could be observed for a while."""
         now = self.link.loop.time()
         for state in self.states.values():
             state.forgive(now)
+        self.on_stall()
+
+    def unmounted(self, key: str) -> None:
+        """Somebody removed the mount on purpose."""
+        for state in self.states.values():
+            if state.mount.key == key:
+                state.alive_since = None
+        self.refresh()
 
     async def _run(self) -> None:
         while True:
@@ -173,8 +130,6 @@ class Directory:
             except LinkError:
                 await self.link.up.wait()
                 continue
-            except AnswerError as error:
-                log.warning("the registry cannot be read: %s", error)
             async with self._progress:
                 self._done = self._begun
                 self._progress.notify_all()
@@ -182,70 +137,118 @@ class Directory:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), ROUND)
 
+    # One look
+
     async def look(self) -> None:
-        """One look at the registry."""
-        members: list[bytes] = await self.link.call("SMEMBERS", self.keys.mounts)
-        mounts = {mount for member in members if (mount := mount_from_key(member))}
+        """One look at the registry and the queues."""
+        began = self.link.loop.time()
+        beats = await self._beat()
+        listed = await self._listed()
+        await self._look_at_memory()
         states = {
-            mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key)) for mount in mounts
+            mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key))
+            for mount in listed | self.states.keys()
         }
-        answers = [(state, self._ask(state)) for state in states.values()]
-        states |= self._missing(mounts)
-        for state, futures in answers:
-            owner, agents, length = await asyncio.gather(*futures[:3])
+        views = await asyncio.gather(*map(self._view, states.values()), return_exceptions=True)
+        if not beats or self.link.loop.time() - began > min(STALL, self.lease / 2):
+            self.forgive()
+        kept = {}
+        for state, view in zip(states.values(), views, strict=True):
             try:
-                delivered, _, _, holders = await futures[3]
+                if isinstance(view, BaseException):
+                    raise view
+                if await self._take_in(state, *view, listed=state.mount in listed):
+                    kept[state.mount] = state
+                self._troubles.over(state.mount.name)
             except AnswerError as error:
-                if error.code != "NOGROUP":
-                    raise
-                delivered, holders = 0, None
-                lost_group = True
-            else:
-                lost_group = False
-            if owner is None:
-                del states[state.mount]
-                await self._forget(state)
-                continue
-            if lost_group:
-                await self._repair(state)
-            state.holders = {name.decode(): int(count) for name, count in holders or ()}
-            state.waiting_elsewhere = max(0, length - delivered - state.mine)
-            await self._observe(state, agents)
-        await self._route(states)
+                # One mount's trouble is not another's. What it says of its agents is not known.
+                self._troubles.say(state.mount.name, error)
+                state.forgive(self.link.loop.time())
+                if state.mount in self.states:
+                    kept[state.mount] = state
+        await self._route(kept)
         self.known.set()
 
-    def _missing(self, listed: Collection[Mount]) -> dict[Mount, MountState]:
-        """Mounts that the broker forgot while agents served them: those will claim them again within a lease.
+    async def _beat(self) -> bool:
+        """Send our own heartbeat; whether agents can send theirs."""
+        about = "the broker takes no heartbeats"
+        try:
+            await self.heartbeat()
+        except AnswerError as error:
+            self._troubles.say(about, error)
+            # What is wrong with our own record, or our own rights, does not keep agents from theirs.
+            return error.code in ("WRONGTYPE", "NOPERM")
+        self._troubles.over(about)
+        return True
 
-        Until then their requests wait, and are not told that there is no such mount.
+    async def _listed(self) -> set[Mount]:
+        """The mounts in the registry; those that are known, where it cannot be read."""
+        about = "the mounts cannot be read"
+        try:
+            members: list[bytes] = await self.link.call("SMEMBERS", self.keys.mounts)
+        except AnswerError as error:
+            self._troubles.say(about, error)
+            return set(self.states)
+        self._troubles.over(about)
+        return {mount for member in members if (mount := mount_from_key(member))}
+
+    async def _look_at_memory(self) -> None:
+        try:
+            self.on_memory(parse_info(await self.link.call("INFO", "memory")))
+        except AnswerError:  # our user may not ask
+            self.on_memory({})
+
+    async def _view(self, state: MountState) -> tuple[bytes | None, list[bytes], int, Answer]:
+        """Owner, agents and queue of a mount."""
+        owner, agents, (begun, found) = await asyncio.gather(
+            self.link.call("HGET", state.keys.owner, "name"),
+            self.link.call("HGETALL", state.keys.agents),
+            self._measure(state),
+        )
+        return owner, agents, begun, found
+
+    async def _measure(self, state: MountState) -> tuple[int, Answer]:
+        begun = state.queue.begin()  # and at once the command: what was sent before is in its answer
+        return begun, await self.link.script("look", [state.keys.requests], [GROUP])
+
+    async def _take_in(
+        self,
+        state: MountState,
+        owner: bytes | None,
+        agents: list[bytes],
+        begun: int,
+        found: Answer,
+        *,
+        listed: bool,
+    ) -> bool:
+        """What was seen of a mount; whether it is still one."""
+        if owner is None and not self._comes_back(state):
+            await self._forget(state)
+            return False
+        if owner is not None:
+            state.missing_since = None
+            if not listed:
+                log.warning("%s was struck off the list of mounts; it is listed again", state.mount.name)
+                await self.link.script("enlist", [self.keys.mounts], [state.mount.key])
+        if found == b"gone":
+            await self._repair(state)
+            found = [0, 0, []]
+        state.holders = {name.decode(): int(count) for name, count in found[2]}
+        if owner is not None:
+            await self._observe(state, agents)
+        state.queue.look(begun, _read(found), self.link.loop.time(), state.alive_since)
+        return True
+
+    def _comes_back(self, state: MountState) -> bool:
+        """Whether the broker forgot a mount while agents served it: they will claim it again within a lease.
+
+        Until then its requests wait, and are not told that there is no such mount.
         """
-        now, kept = self.link.loop.time(), {}
-        for mount, state in self.states.items():
-            if mount in listed:
-                state.missing_since = None
-            elif state.alive:
-                if state.missing_since is None:
-                    log.warning("the broker has forgotten %s", mount.name)
-                    state.missing_since = now
-                if now - state.missing_since <= self.lease:
-                    kept[mount] = state
-        return kept
-
-    def unmounted(self, key: str) -> None:
-        """Somebody removed the mount on purpose."""
-        for state in self.states.values():
-            if state.mount.key == key:
-                state.alive = False
-        self.refresh()
-
-    def _ask(self, state: MountState) -> list[asyncio.Future[Answer]]:
-        keys = state.keys
-        return [
-            self.link.call("HGET", keys.owner, "name"),
-            self.link.call("HGETALL", keys.agents),
-            self.link.call("XLEN", keys.requests),
-            self.link.call("XPENDING", keys.requests, GROUP),
-        ]
+        now = self.link.loop.time()
+        if state.missing_since is None and state.alive:
+            log.warning("the broker has forgotten %s", state.mount.name)
+            state.missing_since = now
+        return state.alive and state.missing_since is not None and now - state.missing_since <= self.lease
 
     async def _observe(self, state: MountState, flat: list[bytes]) -> None:
         before = (state.alive, state.failing)
@@ -293,3 +296,12 @@ class Directory:
                 "%s lost its consumer group; %d requests are answered 502", state.mount.name, len(entries)
             )
             self.on_doubtful(state, entries)
+
+
+def _read(found: list[Answer]) -> Look:
+    """The answer of ``look.lua``."""
+    length, pending, _, *waiting = found
+    if not waiting:
+        return Look(length, pending)
+    added, last, head = waiting
+    return Look(length, pending, added, entry_id(last), entry_id(head))

@@ -401,3 +401,91 @@ class TestVanished:
         assert run_script(client, "vanished", [M.requests], [gone, entry, gone]) == [1, 3]
         client.delete(M.requests)
         assert run_script(client, "vanished", [M.requests], [entry]) == [1]
+
+
+class TestLook:
+    def look(self, client: Client) -> Any:
+        return run_script(client, "look", [M.requests], [GROUP])
+
+    def test_nobody_waits(self, client: Client, taken: bytes) -> None:
+        assert self.look(client) == [1, 1, [[b"me", b"1"]]]
+
+    def test_nothing_is_there(self, client: Client, stream: str) -> None:
+        assert self.look(client) == [0, 0, []]
+
+    def test_somebody_waits(self, client: Client, taken: bytes) -> None:
+        gone = client.xadd(M.requests, {"id": "r2"})
+        second = client.xadd(M.requests, {"id": "r3"})
+        third = client.xadd(M.requests, {"id": "r4"})
+        withdraw(client, gone)
+        withdraw(client, third)
+        assert self.look(client) == [2, 1, [[b"me", b"1"]], 4, third, second]
+
+    def test_nobody_has_taken_any(self, client: Client, entry: bytes) -> None:
+        assert self.look(client) == [1, 0, [], 1, entry, entry]
+
+    def test_what_waits_was_deleted_while_its_place_was_counted(self, client: Client, taken: bytes) -> None:
+        client.xadd(M.requests, {"id": "r2"})
+        client.xack(M.requests, GROUP, taken)  # by hand: the first entry stays, and is behind the group
+        client.xdel(M.requests, self.look(client)[5])
+        assert self.look(client) == [1, 0, []]
+
+    def test_gone_without_the_group(self, client: Client, entry: bytes) -> None:
+        client.xgroup_destroy(M.requests, GROUP)
+        assert self.look(client) == b"gone"
+
+    def test_gone_without_the_stream(self, client: Client) -> None:
+        assert self.look(client) == b"gone"
+
+    def test_another_error_is_raised(self, client: Client) -> None:
+        client.set(M.requests, "text", px=10_000)
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            self.look(client)
+
+
+class TestEnlist:
+    def test_a_mount(self, client: Client) -> None:
+        assert run_script(client, "enlist", [Keys().mounts], ["/shop"]) == b"enlisted"
+        assert client.smembers(Keys().mounts) == {b"/shop"}
+
+    def test_a_gateway(self, client: Client) -> None:
+        for beat in "12":
+            assert run_script(client, "enlist", [Keys().gateways], ["gw", beat]) == b"enlisted"
+        assert client.hgetall(Keys().gateways) == {b"gw": b"2"}
+
+
+class TestOutOfMemory:
+    """What keeps leases, and what ends requests, works on."""
+
+    @pytest.fixture(autouse=True)
+    def full(self, client: Client, taken: bytes) -> Iterator[None]:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.hset(M.agents, "me", "record")
+        yield
+        client.config_set("maxmemory", "0")
+
+    def test_heartbeats(self, client: Client) -> None:
+        assert claim(client, "shop:app") == [b"claimed", b"shop:app"]
+        assert claim(client, "shop:app") == [b"renewed", b"shop:app"]
+        assert run_script(client, "enlist", [Keys().mounts], ["/shop"]) == b"enlisted"
+        assert run_script(client, "enlist", [Keys().gateways], ["gw", "1"]) == b"enlisted"
+
+    def test_a_first_claim_and_the_repair_of_a_group(self, client: Client) -> None:
+        client.delete(M.requests)
+        assert run_script(client, "repair", [M.requests], [GROUP, 10]) == [b"mended", []]
+        client.delete(M.requests)
+        assert claim(client, "shop:app") == [b"claimed", b"shop:app"]
+
+    def test_requests_that_run_again(self, client: Client, taken: bytes) -> None:
+        outcome, _ = run_script(client, "requeue", [M.requests, REPLY], [GROUP, taken, "me", 2])
+        assert outcome == b"requeued"
+
+    def test_taking_back(self, client: Client, taken: bytes) -> None:
+        assert withdraw(client, taken) == b"delivered"
+
+    def test_leaving(self, client: Client) -> None:
+        assert run_script(client, "leave", [M.agents, M.requests], [GROUP, "me"]) == [b"pending", 1]
+
+    def test_looks(self, client: Client) -> None:
+        assert run_script(client, "look", [M.requests], [GROUP])[:2] == [1, 1]

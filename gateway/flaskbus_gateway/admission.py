@@ -1,0 +1,208 @@
+"""Whether a request is taken: from what was last seen of its queue and of the broker, and what was done since.
+
+Rules of this module:
+
+* What waits, what is open and what the broker has room for are bounded separately: long answers never close
+  a queue, and one mount never takes all that a gateway can keep open.
+* A queue is measured in time too. Its age is that of the request that waits at its head, and what a newcomer
+  would wait is its length over the rate at which it drains; either sheds at ``queue_age``.
+* Ids of entries are compared with each other and never with a clock. A request that waits was there at each
+  look whose newest id was not below its own: that much time it has waited, whatever the broker's clock did.
+* Time without agents is no age: after a hold it counts from the first agent's return.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from flaskbus import errors
+
+WINDOW = 10.0
+"""Seconds over which the drain of a queue is measured."""
+
+EVIDENCE = 1.5
+"""Seconds for which something must have waited before the drain is believed."""
+
+SPACING = 0.25
+"""Seconds between two looks that are remembered; more would tell no more."""
+
+LONGEST_RETRY = 30
+"""Seconds; what happens in more than that, nobody can tell from a queue."""
+
+SHARE = 3
+"""How many times as many exchanges a mount may have open as are left to all (Choudhury and Hahne, "Dynamic queue
+length thresholds", 1998): one mount alone gets three quarters of ``open_limit``, and another finds room."""
+
+EntryId = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A stream and its group at one moment, as ``look.lua`` sees them.
+
+    ``added`` counts the entries ever added, ``last`` is the newest id ever given, ``head`` that of the first
+    entry which nobody has taken.
+    """
+
+    length: int
+    pending: int
+    added: int = 0
+    last: EntryId = (0, 0)
+    head: EntryId | None = None
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self.length - self.pending)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """One look that is remembered; ``gone`` counts the entries that have left the queue."""
+
+    at: float
+    last: EntryId
+    gone: int
+
+
+@dataclass(slots=True)
+class Queue:
+    """What waits for one mount, and what this process has open there."""
+
+    coming: int = 0
+    """Requests of this process that were admitted and are not sent yet: their bodies are on their way."""
+    open: int = 0
+    """Exchanges of this process, those that are coming among them."""
+    age: float = 0.0
+    """How long the head of the queue had waited for agents that are there, at the last look (seconds)."""
+    drain: float | None = None
+    """Requests that leave the queue in a second, while some wait; ``None`` where that was not seen."""
+    _seen: int = 0  # what waited at the last look
+    _sent: int = 0  # sent by this process, ever
+    _started: int = 0  # of those, how many do not wait any more
+    _since: int = 0  # _sent - _started, when the last look was under way
+    _marks: deque[_Mark] = field(default_factory=lambda: deque(maxlen=1000))
+    _alive_for: float = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait: as of the last look, and what this process sent or saw started since."""
+        return max(0, self._seen + self._sent - self._started - self._since) + self.coming
+
+    def sent(self) -> None:
+        """A request that was coming is on its way to the stream."""
+        self.coming -= 1
+        self._sent += 1
+
+    def started(self) -> None:
+        """A request of this process waits no longer; where others wait, the thread that it had takes the next."""
+        self._started += 1
+
+    def begin(self) -> int:
+        """A look is sent now, behind everything that was sent before; for :meth:`look`."""
+        return self._sent - self._started
+
+    def look(self, begun: int, seen: Look, now: float, alive_since: float | None) -> None:
+        """What the look that began at ``begun`` saw; arrived at ``now`` (monotonic seconds).
+
+        ``alive_since`` is since when agents could take requests, or ``None`` where they cannot.
+        """
+        self._seen, self._since = seen.waiting, begun
+        self._remember(seen, now)
+        self.age, self._alive_for = 0.0, 0.0
+        if seen.head is not None and alive_since is not None:
+            waits_since = next((mark.at for mark in self._marks if mark.last >= seen.head), now)
+            self.age = now - max(waits_since, alive_since)
+            self._alive_for = now - alive_since
+
+    def _remember(self, seen: Look, now: float) -> None:
+        marks, gone = self._marks, seen.added - seen.waiting
+        if seen.head is None or (marks and (seen.last < marks[-1].last or gone < marks[-1].gone)):
+            # How fast it drains shows only while something waits; or it is another stream, or another group.
+            marks.clear()
+            self.drain = None
+        if seen.head is None:
+            return
+        while marks and marks[0].at < now - WINDOW and marks[0].last < seen.head:
+            marks.popleft()
+        first = next((mark for mark in marks if mark.at >= now - WINDOW), None)
+        if first is not None and now - first.at >= EVIDENCE:
+            # One more than was counted: that none was seen to leave does not mean that none does.
+            self.drain = (gone - first.gone + 1) / (now - first.at)
+        if not marks or now - marks[-1].at >= SPACING:
+            marks.append(_Mark(now, seen.last, gone))
+
+    @property
+    def wait(self) -> float:
+        """Seconds that a newcomer would wait; 0 where there is no telling."""
+        return self.waiting / self.drain if self.drain else 0.0
+
+    def too_old(self, limit: float) -> bool:
+        """Whether what comes now would wait longer than ``limit`` seconds, or what came before does."""
+        # After a hold, what had gathered is served first.
+        return self._alive_for > limit and max(self.age, self.wait) > limit
+
+    def retry_after(self) -> int:
+        """Whole seconds until what waits now may be served."""
+        return max(1, min(LONGEST_RETRY, math.ceil(max(self.age, self.wait))))
+
+
+@dataclass(slots=True)
+class Admission:
+    """The bounds of one gateway process, and how much of them is used.
+
+    ``room`` is how many bytes the broker may still be given, as of the last look and less what was admitted
+    since; infinite where it has no limit, or does not tell.
+    """
+
+    queue_limit: int
+    queue_age: float
+    open_limit: int
+    open: int = 0
+    room: float = math.inf
+
+    def admit(self, queue: Queue, name: str, size: int) -> None:
+        """Take a request of ``size`` bytes (as far as it says) for the mount ``name``, or refuse it.
+
+        What was taken is either sent and closed, or cancelled. Raises :class:`~flaskbus.errors.QueueFull` or
+        :class:`~flaskbus.errors.BrokerFull`.
+        """
+        if self.room <= 0:
+            raise errors.BrokerFull("the broker's memory is nearly full", retry_after=5)
+        waiting = queue.waiting
+        if waiting >= self.queue_limit:
+            raise errors.QueueFull(
+                f"{waiting} requests are waiting for {name}; {self.queue_limit} may",
+                retry_after=queue.retry_after(),
+            )
+        if queue.too_old(self.queue_age):
+            raise errors.QueueFull(
+                f"requests wait {max(queue.age, queue.wait):.1f} s for {name}; {self.queue_age:g} s are allowed",
+                retry_after=queue.retry_after(),
+            )
+        if queue.open >= SHARE * (self.open_limit - self.open):
+            raise errors.QueueFull(
+                f"{self.open} exchanges are open in this gateway, {queue.open} of them with {name}",
+                retry_after=1,
+            )
+        self.room -= size
+        self.open += 1
+        queue.open += 1
+        queue.coming += 1
+
+    def cancel(self, queue: Queue) -> None:
+        """A request that was admitted is not sent: its body did not come."""
+        queue.coming -= 1
+        self.close(queue)
+
+    def close(self, queue: Queue) -> None:
+        """An exchange that was admitted has ended."""
+        self.open -= 1
+        queue.open -= 1
+
+
+def entry_id(text: bytes) -> EntryId:
+    """``b"1700000000000-3"`` -> ``(1700000000000, 3)``."""
+    millis, _, serial = text.partition(b"-")
+    return int(millis), int(serial)

@@ -1,0 +1,86 @@
+"""One mount as this gateway sees it, and whether its agents live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flaskbus.keys import MountKeys
+from flaskbus.registry import AgentRecord
+from flaskbus.routing import Mount
+from flaskbus_gateway.admission import Queue
+
+
+@dataclass(slots=True)
+class Pulse:
+    """When an agent's heartbeat counter was last seen to change (monotonic seconds)."""
+
+    beat: int
+    seen: float
+
+
+@dataclass(slots=True, eq=False)
+class MountState:
+    """One mount, as this gateway sees it."""
+
+    mount: Mount
+    keys: MountKeys
+    pulses: dict[str, Pulse] = field(default_factory=dict)
+    records: dict[str, AgentRecord] = field(default_factory=dict)
+    queue: Queue = field(default_factory=Queue)
+    alive_since: float | None = None
+    """Since when agents have been ready (monotonic seconds), without a break that this gateway knows of."""
+    missing_since: float | None = None
+    """Since when the broker does not know the mount any more (monotonic seconds)."""
+    holders: dict[str, int] = field(default_factory=dict)
+    """How many requests each consumer of the group holds, at the last look."""
+    seen: dict[str, float] = field(default_factory=dict)
+    """Consumers that hold something and are not listed, and since when (monotonic seconds)."""
+    failing: str = ""
+    """Why its agents do not start; empty where at least one may come."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether an agent is ready."""
+        return self.alive_since is not None
+
+    def observe(self, records: Iterable[AgentRecord], now: float, lease: float) -> list[str]:
+        """Take in the agents that are listed; returns the ids of those that are lost."""
+        self.records = {record.id: record for record in records}
+        lost = []
+        for record in self.records.values():
+            pulse = self.pulses.get(record.id)
+            if pulse is None or pulse.beat != record.beat:
+                self.pulses[record.id] = Pulse(record.beat, now)
+            elif now - pulse.seen > (record.lease or lease):
+                lost.append(record.id)
+        for gone in self.pulses.keys() - self.records.keys():
+            del self.pulses[gone]
+        for agent_id in lost:
+            del self.records[agent_id]
+        if not any(record.state == "ready" for record in self.records.values()):
+            self.alive_since = None
+        elif self.alive_since is None:
+            self.alive_since = now
+        states = {record.state for record in self.records.values()}
+        failed = [record.reason for record in self.records.values() if record.state == "failed"]
+        self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
+        return lost
+
+    def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
+        """Consumers that hold requests and are dead.
+
+        One that was listed (is in ``known``) and is no longer was given up by its supervisor or for its
+        heartbeat. One that was never listed is given a lease of time to appear.
+        """
+        absent = self.holders.keys() - self.records.keys()
+        self.seen = {consumer: self.seen.get(consumer, now) for consumer in absent}
+        return [name for name, since in self.seen.items() if name in known or now - since > lease]
+
+    def forgive(self, now: float) -> None:
+        """Nobody could be observed for a while: every lease, and the age of the queue, begin anew."""
+        for pulse in self.pulses.values():
+            pulse.seen = now
+        self.seen.clear()
+        if self.alive:
+            self.alive_since = now

@@ -1,0 +1,326 @@
+"""Who is taken and who is refused: length, age, exchanges and memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flaskbus import memory
+from flaskbus.errors import BrokerFull, BusError, QueueFull
+from flaskbus_gateway.admission import LONGEST_RETRY, Admission, EntryId, Look, Queue, entry_id
+
+
+class Stream:
+    """A stream as the broker keeps it; ids are whatever its clock says, and never go back."""
+
+    def __init__(self) -> None:
+        self.clock = 1_000_000
+        self.added = 0
+        self.last: EntryId = (0, 0)
+        self.queued: list[EntryId] = []
+        self.running = 0
+
+    def add(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.last = max((self.clock, 0), (self.last[0], self.last[1] + 1))
+            self.queued.append(self.last)
+            self.added += 1
+
+    def take(self, count: int = 1) -> None:
+        del self.queued[:count]
+        self.running += count
+
+    def look(self) -> Look:
+        if not self.queued:
+            return Look(self.running, self.running)
+        return Look(len(self.queued) + self.running, self.running, self.added, self.last, self.queued[0])
+
+
+class Observer:
+    """A gateway that looks at a stream at times of its own."""
+
+    def __init__(self, stream: Stream, alive_since: float | None = -1000.0) -> None:
+        self.stream = stream
+        self.queue = Queue()
+        self.alive_since = alive_since
+
+    def look(self, now: float) -> Queue:
+        self.queue.look(self.queue.begin(), self.stream.look(), now, self.alive_since)
+        return self.queue
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+class TestAge:
+    def test_a_request_has_waited_since_the_first_look_that_saw_it(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add()
+        assert seen.look(100.0).age == 0
+        assert seen.look(101.0).age == 1
+        stream.add(5)
+        assert seen.look(104.0).age == 4
+
+    def test_what_came_later_is_younger(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add(2)
+        seen.look(100.0)
+        stream.add(2)
+        seen.look(103.0)
+        stream.take(2)
+        assert seen.look(104.0).age == 1
+        stream.take(2)
+        assert seen.look(105.0).age == 0
+
+    def test_of_those_that_are_deleted_only_the_rest_counts(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add()
+        seen.look(100.0)
+        stream.add()
+        seen.look(102.0)
+        del stream.queued[0]  # withdrawn
+        assert seen.look(103.0).age == 1
+
+    @pytest.mark.parametrize("jump", [-3_600_000, 3_600_000])
+    def test_a_jump_of_the_brokers_clock_makes_nothing_older_or_younger(
+        self, stream: Stream, jump: int
+    ) -> None:
+        seen = Observer(stream)
+        stream.add()
+        seen.look(100.0)
+        stream.clock += jump
+        stream.add()
+        assert seen.look(102.0).age == 2
+        stream.take()
+        assert seen.look(103.0).age == 1
+
+    @pytest.mark.parametrize("clock", [500_000, 2_000_000])
+    def test_a_stream_that_begins_anew_has_no_past(self, stream: Stream, clock: int) -> None:
+        seen = Observer(stream)
+        stream.add(10)
+        seen.look(100.0)
+        seen.look(105.0)
+        seen.stream = Stream()
+        seen.stream.clock = clock
+        seen.stream.add()
+        assert seen.look(106.0).age == 0
+        assert seen.look(107.0).age == 1
+
+    def test_a_hold_is_no_age(self, stream: Stream) -> None:
+        seen = Observer(stream, alive_since=None)
+        stream.add(500)
+        seen.look(100.0)
+        assert seen.look(125.0).age == 0
+        seen.alive_since = 125.5
+        assert seen.look(126.0).age == 0.5
+        assert not seen.queue.too_old(10)
+        assert not seen.look(135.0).too_old(10)
+        assert seen.look(136.0).too_old(10)
+
+    def test_looks_in_quick_succession_are_not_all_remembered(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add()
+        for step in range(10_000):
+            stream.add()
+            seen.look(100 + step / 100)
+        assert seen.queue.age == pytest.approx(99.99)
+        assert len(seen.queue._marks) < 1000
+
+
+class TestLength:
+    def test_what_was_sent_since_the_look_is_counted(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add(3)
+        queue = seen.look(100.0)
+        admission = Admission(10, 10, 10)
+        admission.admit(queue, "/shop", 0)
+        assert queue.waiting == 4
+        queue.sent()
+        assert queue.waiting == 4
+        queue.started()
+        assert queue.waiting == 3
+
+    def test_what_was_sent_before_the_look_is_in_its_answer(self, stream: Stream) -> None:
+        queue, admission = Queue(), Admission(10, 10, 10)
+        for _ in range(3):
+            admission.admit(queue, "/shop", 0)
+            queue.sent()
+        begun = queue.begin()
+        admission.admit(queue, "/shop", 0)
+        queue.sent()
+        stream.add(3)
+        queue.look(begun, stream.look(), 100.0, 0.0)
+        assert queue.waiting == 4
+
+    def test_what_runs_does_not_wait(self, stream: Stream) -> None:
+        stream.add(2000)
+        stream.take(2000)
+        queue = Observer(stream).look(100.0)
+        assert queue.waiting == 0
+        for _ in range(50):
+            queue.started()
+        assert queue.waiting == 0
+
+    def test_more_pending_than_there_are_is_none_waiting(self) -> None:
+        assert Look(3, 5).waiting == 0
+
+
+class TestDrain:
+    def overloaded(self, seconds: int, *, arrive: int, served: int) -> Queue:
+        stream = Stream()
+        seen = Observer(stream)
+        for second in range(seconds + 1):
+            stream.add(arrive)
+            stream.take(served)
+            seen.look(100.0 + second)
+        return seen.queue
+
+    def test_the_rate_at_which_requests_leave_the_queue(self) -> None:
+        queue = self.overloaded(8, arrive=200, served=100)
+        assert queue.drain == pytest.approx(100, rel=0.01)
+        assert queue.wait == pytest.approx(9, rel=0.01)
+
+    def test_the_wait_of_newcomers_sheds_before_the_oldest_has_waited_as_long(self) -> None:
+        queue = self.overloaded(2, arrive=500, served=100)
+        assert queue.age <= 2 < 5 < queue.wait
+        assert queue.too_old(5)
+        assert not queue.too_old(20)
+
+    def test_it_is_that_of_the_last_seconds(self) -> None:
+        stream = Stream()
+        seen = Observer(stream)
+        for second in range(30):
+            stream.add(300)
+            stream.take(10 if second < 15 else 200)
+            seen.look(100.0 + second)
+        assert seen.queue.drain == pytest.approx(200, rel=0.01)
+
+    def test_nothing_is_known_while_nobody_waits(self) -> None:
+        queue = self.overloaded(5, arrive=1, served=1)
+        assert (queue.drain, queue.wait) == (None, 0)
+
+    def test_it_takes_a_while_to_be_believed(self) -> None:
+        assert self.overloaded(1, arrive=500, served=1).drain is None
+
+    def test_a_slow_app_is_given_time(self) -> None:
+        """One that finishes nothing in two seconds may be about to."""
+        stream = Stream()
+        seen = Observer(stream)
+        stream.add(2)
+        for second in range(3):
+            seen.look(100.0 + second)
+        assert seen.queue.wait == 4
+        assert not seen.queue.too_old(10)
+
+    def test_with_the_queue_it_is_forgotten(self) -> None:
+        stream = Stream()
+        seen = Observer(stream)
+        for second in range(4):
+            stream.add(200)
+            stream.take(100)
+            seen.look(100.0 + second)
+        stream.take(1000)
+        assert seen.look(104.0).drain is None
+
+
+class TestRetryAfter:
+    def test_is_the_time_that_the_queue_takes(self) -> None:
+        queue = TestDrain().overloaded(7, arrive=200, served=100)
+        assert queue.retry_after() == 8
+
+    def test_is_a_second_at_least(self) -> None:
+        assert Queue().retry_after() == 1
+
+    def test_and_half_a_minute_at_most(self) -> None:
+        assert TestDrain().overloaded(5, arrive=500, served=1).retry_after() == LONGEST_RETRY
+
+
+def refusal(admission: Admission, queue: Queue, size: int = 0) -> BusError | None:
+    try:
+        admission.admit(queue, "/shop", size)
+    except BusError as error:
+        assert (error.status, error.executed) == (503, "no")
+        assert error.retry_after is not None
+        return error
+    return None
+
+
+class TestAdmission:
+    def test_length(self, stream: Stream) -> None:
+        admission, queue = Admission(3, 10, 100), Queue()
+        assert [refusal(admission, queue) for _ in range(3)] == [None] * 3
+        error = refusal(admission, queue)
+        assert isinstance(error, QueueFull)
+        assert str(error) == "3 requests are waiting for /shop; 3 may"
+
+    def test_age(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add(1)
+        seen.look(100.0)
+        admission = Admission(1000, 10, 100)
+        assert refusal(admission, seen.look(109.0)) is None
+        seen.queue.sent()
+        error = refusal(admission, seen.look(111.0))
+        assert isinstance(error, QueueFull)
+        assert str(error) == "requests wait 11.0 s for /shop; 10 s are allowed"
+        stream.take(1)
+        assert refusal(admission, seen.look(112.0)) is None
+
+    def test_memory(self) -> None:
+        admission, queue = Admission(1000, 10, 100, room=100), Queue()
+        assert refusal(admission, queue, 60) is None
+        assert refusal(admission, queue, 60) is None
+        assert isinstance(refusal(admission, queue), BrokerFull)
+        admission.room = 50
+        assert refusal(admission, queue, 60) is None
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 20, 1000])
+    def test_one_mount_leaves_room_for_another(self, limit: int) -> None:
+        admission, first, second = Admission(10_000, 10, limit), Queue(), Queue()
+        while refusal(admission, first) is None:
+            pass
+        assert first.open == math.ceil(limit * 3 / 4)
+        assert limit < 4 or refusal(admission, second) is None
+        assert admission.open <= limit
+
+    def test_several_together_keep_to_the_limit(self) -> None:
+        admission, queues = Admission(10_000, 10, 100), [Queue() for _ in range(20)]
+        for queue in queues * 100:
+            refusal(admission, queue)
+        assert admission.open <= 100
+        assert all(queue.open for queue in queues)
+
+    def test_what_ends_makes_room(self) -> None:
+        admission, queue = Admission(1, 10, 1), Queue()
+        for _ in range(3):
+            assert refusal(admission, queue) is None
+            assert refusal(admission, queue) is not None
+            admission.cancel(queue)
+            assert (admission.open, queue.open, queue.waiting) == (0, 0, 0)
+        admission.admit(queue, "/shop", 0)
+        queue.sent()
+        queue.started()
+        assert refusal(admission, queue) is not None  # it is still open
+        admission.close(queue)
+        assert refusal(admission, queue) is None
+
+
+class TestMemory:
+    def test_without_a_limit_there_is_room(self) -> None:
+        assert memory.room({}) == memory.room({"used_memory": "5", "maxmemory": "0"}) == math.inf
+
+    def test_up_to_four_fifths(self) -> None:
+        assert memory.room({"used_memory": "700", "maxmemory": "1000"}) == 100
+        assert memory.room({"used_memory": "900", "maxmemory": "1000"}) == -100
+
+    def test_buffers_of_the_append_only_file_do_not_count(self) -> None:
+        info = {"used_memory": "900", "maxmemory": "1000", "mem_not_counted_for_evict": "200"}
+        assert memory.room(info) == 100
+
+
+def test_entry_id() -> None:
+    assert entry_id(b"1700000000000-3") == (1700000000000, 3)
+    assert entry_id(b"9-9") < entry_id(b"10-1")
