@@ -10,19 +10,22 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from flaskbus import __version__, errors, wire
 from flaskbus.keys import LIST_TTL_MS, Keys
+from flaskbus.memory import room
 from flaskbus.messages import Failure
 from flaskbus.registry import UNMOUNTED
 from flaskbus.settings import GatewaySettings
-from flaskbus_gateway.directory import Directory, MountState
+from flaskbus_gateway.admission import Admission
+from flaskbus_gateway.cluster_link import link_to
+from flaskbus_gateway.directory import STALL, Directory, MountState
 from flaskbus_gateway.doorbell import DoorbellLink
 from flaskbus_gateway.exchange import Exchange
-from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
+from flaskbus_gateway.link import Answer, AnswerError, LinkError
 from flaskbus_gateway.peers import Peers
 from flaskbus_gateway.reaper import Reaper
 
@@ -56,23 +59,27 @@ class Switchboard:
         self._prefix = secrets.token_hex(6)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_acts: set[asyncio.Task[Any]] = set()
-        self._beat = 0
+        self._beats = 0
         self._garbage: dict[MountState, list[str]] = {}
         self._collecting: asyncio.TimerHandle | None = None
         name = f"flaskbus-gateway-{os.getpid()}"
-        self.link = Link(settings.redis, name, on_up=self._link_is_up)
+        self.link = link_to(settings.redis, name, on_up=self._link_is_up)
         self.bell = DoorbellLink(settings.redis, name, self._rang, on_up=self._bell_is_up)
         self.peers = Peers(settings.lease)
+        self.admission = Admission(settings.queue_limit, settings.queue_age, settings.open_limit)
         self.directory = Directory(
             self.link,
             self.keys,
             settings.lease,
             listen=lambda state: self.bell.subscribe(state.keys.doorbell(self.process)),
             unlisten=lambda state: self.bell.unsubscribe(state.keys.doorbell(self.process)),
-            on_routes=self._write_record,
+            on_routes=lambda: self.spawn(self._tell_routes()),
             on_change=self._mount_changed,
             on_doubtful=self._answer_doubtful,
             on_orphan=self._agent_died,
+            on_stall=lambda: self.peers.forgive(self.now()),
+            on_memory=self._memory_seen,
+            heartbeat=self._beat,
         )
         self.reaper = Reaper(self.link, settings.attempts, settings.dead_body, self.peers.lives)
 
@@ -135,18 +142,19 @@ class Switchboard:
 
     def open(self, exchange: Exchange) -> None:
         self.exchanges[exchange.request.id] = exchange
-        exchange.state.mine += 1
+        exchange.state.queue.sent()
 
     def close_exchange(self, exchange: Exchange) -> None:
         """Forget the exchange, and remove what lies on the broker of it."""
         if self.exchanges.pop(exchange.request.id, None) is not None:
             if not exchange.has_head:
-                exchange.state.mine -= 1
+                exchange.state.queue.started()
+            self.admission.close(exchange.state.queue)
             exchange.close()
 
     def got_head(self, exchange: Exchange) -> None:
         """The exchange no longer waits in the queue."""
-        exchange.state.mine -= 1
+        exchange.state.queue.started()
 
     def discard(self, state: MountState, key: str) -> None:
         """Delete a list that is not needed any more: soon, and together with others of its mount."""
@@ -197,7 +205,6 @@ class Switchboard:
     def _link_is_up(self) -> None:
         self._collect()
         self.directory.forgive()
-        self.peers.forgive(self.now())
         self.directory.refresh()
         self._look_at_all()
 
@@ -234,9 +241,16 @@ class Switchboard:
         await self._observe_peers()
         await self.reaper.agent_died(state, consumer, by_entry.get)
 
+    def _memory_seen(self, info: Mapping[str, Any]) -> None:
+        self.admission.room = room(info)
+
     async def _observe_peers(self) -> None:
         """Gateways that are dead are struck off, and what is theirs is nobody's."""
-        for process in self.peers.observe(await self.link.call("HGETALL", self.keys.gateways), self.now()):
+        asked = self.now()
+        found = await self.link.call("HGETALL", self.keys.gateways)
+        if self.now() - asked > STALL:
+            self.peers.forgive(self.now())  # they could not be heard
+        for process in self.peers.observe(found, self.now()):
             if process != self.process:
                 log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
                 await self.link.call("HDEL", self.keys.gateways, process)
@@ -269,25 +283,30 @@ class Switchboard:
                     exchange.look()
 
     async def _pulse(self) -> None:
-        """Say that this gateway lives, until it does not."""
+        """Look whether the others live."""
         while True:
             await self.link.up.wait()
-            self._beat += 1
-            self._write_record()
             with contextlib.suppress(LinkError, AnswerError):
                 await self._observe_peers()
             await asyncio.sleep(self.settings.lease / 4)
 
-    def _write_record(self) -> None:
-        """What other processes and people may know of this one; see it with HGETALL."""
+    async def _tell_routes(self) -> None:
+        with contextlib.suppress(LinkError, AnswerError):  # the next look tells
+            await self._beat()
+
+    async def _beat(self) -> None:
+        """Say that this gateway lives, and what other processes and people may know of it; see it with HGETALL."""
+        self._beats += 1
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
-            "beat": self._beat,
+            "beat": self._beats,
             "lease": self.settings.lease,
-            "open": len(self.exchanges),
+            "open": self.admission.open,
             "mounts": sorted(mount.key for mount in self.directory.states),
             "at": round(time.time(), 3),
         }
-        self.link.tell("HSET", self.keys.gateways, self.process, json.dumps(record, separators=(",", ":")))
+        await self.link.script(
+            "enlist", [self.keys.gateways], [self.process, json.dumps(record, separators=(",", ":"))]
+        )
