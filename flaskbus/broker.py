@@ -1,4 +1,4 @@
-"""The only place where a Redis client is built, with the reason for each option.
+"""Connections to the broker, whatever kind its URL names, and whether it is fit.
 
 Two kinds of connection leave this module. :func:`connect` gives an ordinary redis-py client, for
 everything that is not on a request's path. :func:`raw_connection` gives one bare redis-py connection
@@ -9,143 +9,156 @@ reader and writers. The gateway multiplexes all that it has to say over :mod:`fl
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+import ssl
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 import redis
-from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, ConnectionPool
-from redis.retry import Retry
 
-from flaskbus.errors import StartError, UsageError
+from flaskbus.address import Address as Address
+from flaskbus.address import Node, mask, parse_url
+from flaskbus.cluster_client import ClusterClient
+from flaskbus.connections import Misconfigured, master_pool, node_pool, tls_context
+from flaskbus.connections import Unavailable as Unavailable
+from flaskbus.errors import StartError
+
+__all__ = [
+    "Address", "Unavailable", "check", "connect", "mask", "mistaken", "parse_info", "parse_url", "primaries",
+    "raw_connection", "run_script", "script_names", "script_sha", "script_source", "verdict",
+]  # fmt: skip
 
 OLDEST_REDIS = (7, 0)
-
-Unavailable = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
-"""What a broker that is away, stalled or loading raises."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A broker's URL, taken apart. ``path`` is a Unix socket, or empty."""
-
-    host: str
-    port: int
-    path: str
-    db: int
-    username: str
-    password: str
-    tls: bool
-
-
-def parse_url(url: str) -> Address:
-    """``redis://``, ``rediss://`` or ``unix://`` -> :class:`Address`; :class:`UsageError` for anything else."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 6379
-        query = parse_qs(parts.query)
-        is_socket = parts.scheme == "unix"
-        db = query["db"][0] if "db" in query else "" if is_socket else parts.path.strip("/")
-        number = int(db or 0)
-    except ValueError as error:
-        raise UsageError(f"the broker's URL {mask(url)} is not valid: {error}") from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise UsageError(
-            f"the broker's URL {mask(url)} is not valid: it begins with redis://, rediss:// or unix://"
-        )
-    return Address(
-        host=parts.hostname or "127.0.0.1",
-        port=port,
-        path=unquote(parts.path) if is_socket else "",
-        db=number,
-        username=unquote(parts.username or ""),
-        password=unquote(parts.password or ""),
-        tls=parts.scheme == "rediss",
-    )
-
-
-def mask(url: str) -> str:
-    """The URL without its password, for people and logs."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return "(unreadable URL)"
-    query = "&".join(
-        item if not item.startswith("password=") else "password=***" for item in parts.query.split("&")
-    )
-    netloc = parts.netloc
-    if password is not None:
-        user = netloc.rpartition("@")[0].partition(":")[0]
-        netloc = f"{user}:***@{netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
-
-
-def _options(timeout: float, name: str) -> dict[str, Any]:
-    return {
-        # An answer that does not come in this time is an error, not a thread that waits for ever.
-        "socket_timeout": timeout,
-        "socket_connect_timeout": min(timeout, 5.0),
-        # A dead peer behind NAT is noticed by the kernel within a minute.
-        "socket_keepalive": True,
-        "socket_keepalive_options": _KEEPALIVE,
-        # Ten silent retries are the default of redis-py, over writes too: one stalled XADD became two entries.
-        "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 0,
-        "client_name": name or None,
-        # RESP2 is what every supported engine and hiredis parse fastest; pushes are not needed.
-        "protocol": 2,
-        # One round trip less per connection, and no name of a library in CLIENT LIST.
-        "driver_info": None,
-    }
-
-
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 4}
 
 
 def connect(url: str, *, timeout: float = 5.0, name: str = "") -> redis.Redis:
     """A client for everything off a request's path; answers are bytes, writes are never repeated.
 
-    ``timeout`` in seconds bounds every command.
+    ``timeout`` in seconds bounds every command. It connects with the first command, and anew when that
+    connection is lost; with sentinels and clusters, to whoever is the right one then.
     """
-    parse_url(url)
-    return redis.Redis(connection_pool=_pool(url, timeout, name))
+    address = parse_url(url)
+    if address.kind == "cluster":
+        tls_context(address)
+        return ClusterClient(address, timeout, name)
+    return redis.Redis.from_pool(_pool(address, timeout, name))
 
 
-def raw_connection(url: str, *, timeout: float, name: str) -> AbstractConnection:
+def raw_connection(
+    url: str | Address, *, timeout: float, name: str, node: Node | None = None
+) -> AbstractConnection:
     """One connection that its owner sends to and reads from; connected on first use.
 
-    For a blocking reader ``timeout`` must be longer than its BLOCK.
+    For a blocking reader ``timeout`` must be longer than its BLOCK. Of a cluster, ``node`` says which.
     """
-    return cast(AbstractConnection, _pool(url, timeout, name).make_connection())
+    address = parse_url(url) if isinstance(url, str) else url
+    if node is not None or address.kind == "cluster":
+        pool = node_pool(address, node or address.nodes[0], timeout, name)
+    else:
+        pool = _pool(address, timeout, name)
+    return cast(AbstractConnection, pool.make_connection())
 
 
-def _pool(url: str, timeout: float, name: str) -> ConnectionPool:
-    options = _options(timeout, name)
-    if parse_url(url).path:
-        del options["socket_keepalive"], options["socket_keepalive_options"]
-    return ConnectionPool.from_url(url, **options)
+def _pool(address: Address, timeout: float, name: str) -> ConnectionPool:
+    if address.kind == "sentinel":
+        return master_pool(address, timeout, name)
+    return node_pool(address, address.nodes[0], timeout, name)
+
+
+def primaries(client: redis.Redis) -> Iterator[redis.Redis]:
+    """A client for each server that holds a part of the keys: those of a cluster, or the one there is."""
+    if isinstance(client, ClusterClient):
+        yield from client.each()
+    else:
+        yield client
+
+
+# Whether it is fit
 
 
 def check(client: redis.Redis, url: str) -> None:
     """Whether this broker can be used.
 
-    Raises :class:`~flaskbus.errors.StartError` with the mend: refused credentials, older than Redis 7.0, or
-    a ``maxmemory-policy`` that may evict a stream. Raises redis-py's connection errors where it is away.
+    Raises :class:`~flaskbus.errors.StartError` with the mend: a URL of the wrong kind, refused credentials, older
+    than Redis 7.0, a replica, or a ``maxmemory-policy`` that may evict a stream. Raises redis-py's connection
+    errors where it is away.
     """
     try:
-        info = client.info()
+        infos = [one.info() for one in primaries(client)]
     except redis.exceptions.AuthenticationError as error:
         raise StartError(f"the broker at {mask(url)} refuses the user name or password: {error}") from None
     except redis.exceptions.NoPermissionError:
         return  # least privilege: what cannot be asked is the administrator's word
     except redis.exceptions.ResponseError as error:
         raise StartError(f"the broker at {mask(url)} answers with an error: {error}") from None
-    verdict(info, url)
+    except Unavailable as error:
+        if what := mistaken(error, url):
+            raise StartError(f"the broker at {mask(url)} cannot be used: {what}") from None
+        raise
+    for info in infos:
+        verdict(info, url)
+
+
+def mistaken(error: BaseException, url: str) -> str:
+    """What is wrong with the URL and how to mend it, if that is why a connection failed; else empty.
+
+    It may try the port with TLS, or without, which takes a second at most.
+    """
+    address = parse_url(url)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Misconfigured):
+            return str(cause)
+        if isinstance(cause, ssl.SSLError) and (what := _tls_trouble(cause)):
+            return what
+        cause = cause.__cause__ or cause.__context__
+    for node in () if address.path else address.nodes:
+        if address.tls is None and _speaks_tls(node):
+            plus = _PLUS[address.kind]
+            return f"the port {node[0]}:{node[1]} speaks TLS; say rediss{plus}:// instead of redis{plus}://"
+        if address.tls is not None and _speaks_plainly(node):
+            plus = _PLUS[address.kind]
+            return f"the port {node[0]}:{node[1]} does not speak TLS; say redis{plus}:// instead of rediss{plus}://"
+    return ""
+
+
+def _tls_trouble(error: ssl.SSLError) -> str:
+    """What a failed TLS handshake means to an operator."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}); "
+            "name the file of its CA in the URL: ?ssl_ca_certs=FILE"
+        )
+    if "ALERT" in (error.reason or "") or "alert" in str(error):
+        return (
+            f"it refuses our side of TLS ({error.reason}); does it want ?ssl_certfile=FILE&ssl_keyfile=FILE?"
+        )
+    return ""
+
+
+_PLUS = {"single": "", "sentinel": "+sentinel", "cluster": "+cluster"}
+
+
+def _speaks_tls(node: Node) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(node, 1.0) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
+
+
+def _speaks_plainly(node: Node) -> bool:
+    """A TLS handshake is no line to the broker, which waits for its end: only asking tells."""
+    try:
+        with socket.create_connection(node, 1.0) as plain:
+            plain.sendall(b"PING\r\n")
+            return plain.recv(1) in (b"+", b"-")
+    except OSError:
+        return False
 
 
 def parse_info(text: bytes) -> dict[str, Any]:
@@ -167,9 +180,27 @@ def verdict(info: dict[str, Any], url: str) -> None:
             f"the broker at {mask(url)} has maxmemory-policy {policy} and may evict requests; "
             f"mend it with: redis-cli -u {mask(url)} CONFIG SET maxmemory-policy noeviction"
         )
+    if parse_url(url).kind != "single":
+        return  # who is master is asked with every connection
+    if str(info.get("cluster_enabled", 0)) == "1":
+        raise StartError(
+            f"the broker at {mask(url)} is a node of a cluster; say redis+cluster:// (or rediss+cluster://)"
+        )
+    if info.get("role", "master") != "master":
+        raise StartError(
+            f"the broker at {mask(url)} is a replica of {info.get('master_host')}:{info.get('master_port')}, and "
+            "takes no requests; name that one, or their sentinels: redis+sentinel://HOST:26379/SERVICE"
+        )
 
 
 # Scripts
+
+
+@cache
+def script_names() -> tuple[str, ...]:
+    """Of every ``flaskbus/scripts/<name>.lua``."""
+    scripts = files("flaskbus").joinpath("scripts").iterdir()
+    return tuple(sorted(item.name.removesuffix(".lua") for item in scripts if item.name.endswith(".lua")))
 
 
 @cache
@@ -191,5 +222,6 @@ def run_script(client: redis.Redis, name: str, keys: Sequence[str], args: Sequen
     try:
         return client.evalsha(script_sha(name), len(keys), *keys, *args)
     except redis.exceptions.NoScriptError:
-        client.script_load(script_source(name))
+        owner = client.of(keys[0]) if isinstance(client, ClusterClient) else client
+        owner.script_load(script_source(name))
         return client.evalsha(script_sha(name), len(keys), *keys, *args)

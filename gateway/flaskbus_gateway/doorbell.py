@@ -11,12 +11,15 @@ from collections.abc import Callable
 
 import hiredis
 
-from flaskbus_gateway.link import NOTHING, STALL, Answer, Link, log
+from flaskbus.address import parse_url
+from flaskbus_gateway.finding import finder_of
+from flaskbus_gateway.link import NOTHING, Answer, NodeLink, log
 
 
-class DoorbellLink(Link):
+class DoorbellLink(NodeLink):
     """The connection that hears doorbells: after SUBSCRIBE it can say nothing else.
 
+    Of a cluster, any node will do: what is published on one is heard on all of them.
     ``on_ring(channel, message)`` is called for each message. Channels are subscribed anew after every
     reconnection.
     """
@@ -29,31 +32,28 @@ class DoorbellLink(Link):
         *,
         on_up: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(url, name, on_up=on_up)
+        address = parse_url(url)
+        super().__init__(url, address, finder_of(address), name, on_up=on_up)
         self.on_ring = on_ring
         self._channels: dict[str, asyncio.Future[None]] = {}
 
     def _say(self, text: str, *args: object) -> None:
         log.debug(text, *args)  # the other link says the same
 
-    def _greet(self) -> list[asyncio.Future[Answer]]:
+    def _prepare(self) -> list[asyncio.Future[Answer]]:
         return []
 
     async def _watch(self) -> None:
-        """Like a link's, but PING is answered as a message of its own kind in this mode."""
-        assert self._lost is not None
         if self._channels:
             self._write(("SUBSCRIBE", *self._channels))
-        while not self._lost.done():
-            if not self._channels:
-                await asyncio.wait((self._lost,), timeout=0.2)
-                continue
-            self._heard = False
+        await super()._watch()
+
+    def _ping(self) -> None:
+        # In this mode PING is answered as a message of its own kind, and before SUBSCRIBE as any other.
+        if self._channels:
             self._write(("PING",))
-            await asyncio.wait((self._lost,), timeout=STALL)
-            if not self._heard and not self._lost.done():
-                self.abort()
-                return
+        else:
+            self._heard = True
 
     def subscribe(self, channel: str) -> asyncio.Future[None]:
         """Listen to a channel; the future is done once the broker has confirmed it."""

@@ -2,7 +2,7 @@
 
 Every command of one turn of the event loop leaves in one write, and answers are matched to commands by
 their order (RESP2). A lost connection is told apart by what it means for the caller: :class:`LinkDown` says
-that the command was never sent, :class:`LinkLost` that it may have been carried out.
+that the command was not carried out, :class:`LinkLost` that it may have been.
 
 Measured against redis-py's asyncio client with the same batching: 15 to 20 percent more requests a second
 (docs/decisions/0002-one-multiplexed-link.md).
@@ -13,73 +13,101 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Protocol, cast
 
 import hiredis
 
-from flaskbus.broker import Address, mask, parse_info, parse_url, script_sha, script_source, verdict
+from flaskbus.broker import (
+    Address,
+    mask,
+    mistaken,
+    parse_info,
+    script_names,
+    script_sha,
+    script_source,
+    verdict,
+)
+from flaskbus.connections import tls_context
 from flaskbus.errors import StartError
+from flaskbus_gateway.answers import Answer as Answer
+from flaskbus_gateway.answers import AnswerError as AnswerError
+from flaskbus_gateway.answers import Command, LinkDown, LinkError, LinkLost
+from flaskbus_gateway.finding import Finder, credentials
+
+__all__ = ["Answer", "AnswerError", "Link", "LinkDown", "LinkError", "LinkLost", "NodeLink"]
 
 log = logging.getLogger("flaskbus.gateway")
 
-Answer = Any
-Command = tuple[Any, ...]
-SCRIPTS = ("finish", "push", "withdraw", "claim", "leave", "forget", "repair", "bury", "requeue", "vanished", "remember")
-
 STALL = 5.0
-"""Seconds that the oldest command may wait for its answer before the connection is given up."""
+"""Seconds of silence after which a connection is given up."""
+
+PULSE = 1.0
+"""Seconds between two signs of life; after one that did not come it is asked whether the broker is elsewhere."""
 
 NOTHING = object()
 
 
-class LinkError(ConnectionError):
-    """The broker cannot be asked now."""
+class Link(Protocol):
+    """What callers know of the broker, be it one server or many.
+
+    ``up`` is set while every part of it is connected. ``refused`` says why the broker that is there cannot be used;
+    the first time, that is for the caller to say.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    up: asyncio.Event
+    refused: StartError | None
+
+    def start(self) -> None:
+        """Connect, and go on doing so whenever the connection is lost."""
+
+    async def close(self) -> None: ...
+
+    def call(self, *command: str | bytes | int) -> asyncio.Future[Answer]:
+        """Send a command; its future holds the answer, :class:`AnswerError` or :class:`LinkError`."""
+
+    def tell(self, *command: str | bytes | int) -> None:
+        """Send a command whose answer nobody needs; nothing happens where the link is down."""
+
+    async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
+        """Run one of the scripts, which every new connection loads, and which SCRIPT FLUSH removes."""
 
 
-class LinkDown(LinkError):
-    """Not connected: the command was not sent."""
-
-
-class LinkLost(LinkError):
-    """The connection broke before the answer came: the command may have been carried out."""
-
-
-class AnswerError(Exception):
-    """The broker answered with an error; the first word of the text is its code."""
-
-    @property
-    def code(self) -> str:
-        return str(self).partition(" ")[0]
-
-
-class Link(asyncio.Protocol):
-    """A connection that mends itself.
+class NodeLink(asyncio.Protocol):
+    """A connection to one server that mends itself.
 
     ``on_up`` is called after every (re)connection, before anything else is sent on it; ``on_down`` after
-    every loss.
+    every loss. ``on_error``, if there is one, is shown every answer that is an error together with the future that
+    waits for it, and says whether it has seen to it.
     """
 
     def __init__(
         self,
         url: str,
+        address: Address,
+        finder: Finder,
         name: str,
         *,
         on_up: Callable[[], None] | None = None,
         on_down: Callable[[], None] | None = None,
+        on_error: Callable[[asyncio.Future[Answer], str], bool] | None = None,
     ) -> None:
         self.url = url
-        self.address: Address = parse_url(url)
+        self.address = address
+        self.finder = finder
         self.name = name
         self.on_up = on_up
         self.on_down = on_down
+        self.on_error = on_error
         self.up = asyncio.Event()
         self.refused: StartError | None = None
-        """Why the broker that is there cannot be used; the first time, that is for the caller to say."""
-        self._was_up = False
+        self.node = address.nodes[0]
+        """Where it is connected to, or was."""
         self.loop = asyncio.get_running_loop()
+        self._was_up = False
+        self._heard = False
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
         self._out: list[bytes] = []
@@ -91,7 +119,6 @@ class Link(asyncio.Protocol):
     # Life
 
     def start(self) -> None:
-        """Connect, and go on doing so whenever the connection is lost."""
         self._keeper = self.loop.create_task(self._keep())
 
     async def close(self) -> None:
@@ -109,10 +136,16 @@ class Link(asyncio.Protocol):
         while not self._closed:
             self._lost = self.loop.create_future()
             try:
-                await asyncio.wait_for(self._connect(), STALL)
+                await self._connect()
             except (OSError, TimeoutError, LinkError) as error:
+                self.finder.doubt()
                 if not told:
-                    self._say("broker %s cannot be reached (%s); trying again", mask(self.url), error)
+                    self._refuse(error)
+                    self._say(
+                        "broker %s cannot be reached (%s); trying again",
+                        mask(self.url),
+                        self.refused or error or type(error).__name__,
+                    )
                     told = True
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
@@ -132,35 +165,54 @@ class Link(asyncio.Protocol):
                 self.on_up()
             await self._watch()
 
+    def _refuse(self, error: Exception) -> None:
+        """A URL of the wrong kind never comes right: say so, once, to whoever starts us."""
+        if not self._was_up and not isinstance(error, ConnectionRefusedError):
+            what = mistaken(error, self.url)
+            self.refused = (
+                StartError(f"the broker at {mask(self.url)} cannot be used: {what}") if what else None
+            )
+
     def _say(self, text: str, *args: object) -> None:
         log.warning(text, *args)
 
     async def _connect(self) -> None:
         address = self.address
-        if address.path:
-            await self.loop.create_unix_connection(lambda: self, address.path)
-        else:
-            context = ssl.create_default_context() if address.tls else None
-            await self.loop.create_connection(lambda: self, address.host, address.port, ssl=context)
-        try:
-            greeting: list[asyncio.Future[Answer]] = []
-            if address.password:
-                credentials = (
-                    (address.username, address.password) if address.username else (address.password,)
+        async with asyncio.timeout(STALL):
+            if address.path:
+                await self.loop.create_unix_connection(lambda: self, address.path)
+            else:
+                self.node = await self.finder.find()
+                context = tls_context(address)
+                # Who has been there before may be slow; who has not may not speak TLS, and then would never answer.
+                patience = (STALL if self._was_up else PULSE) if context else None
+                await self.loop.create_connection(
+                    lambda: self, *self.node, ssl=context, ssl_handshake_timeout=patience
                 )
-                greeting.append(self._send(("AUTH", *credentials)))
-            if address.db:
-                greeting.append(self._send(("SELECT", address.db)))
-            greeting.append(self._send(("CLIENT", "SETNAME", self.name)))
-            greeting.extend(self._greet())
-            greeting.append(self._send(("INFO",)))
-            for answer in (answers := await asyncio.gather(*greeting, return_exceptions=True)):
-                self._judge(answer)
-            if isinstance(answers[-1], bytes):  # if we may not ask, it is the administrator's word
-                verdict(parse_info(answers[-1]), self.url)
-        except BaseException:
-            self.abort()
-            raise
+            try:
+                await self._greet()
+            except BaseException:
+                self.abort()
+                raise
+
+    async def _greet(self) -> None:
+        greeting: list[asyncio.Future[Answer]] = []
+        if login := credentials(self.address):
+            greeting.append(self._send(("AUTH", *login)))
+        if self.address.db:
+            greeting.append(self._send(("SELECT", self.address.db)))
+        greeting.append(self._send(("CLIENT", "SETNAME", self.name)))
+        greeting.extend(self._prepare())
+        role = self._send(("ROLE",)) if self.finder.is_master_doubtful else None
+        info = self._send(("INFO",))
+        greeting += [info] if role is None else [role, info]
+        await asyncio.wait(greeting)
+        for future in greeting:
+            self._judge(future.exception())
+        if role is not None and role.exception() is None and role.result()[0] != b"master":
+            raise LinkDown(f"{self.node[0]}:{self.node[1]} is not the master any more")
+        if info.exception() is None:  # if we may not ask, it is the administrator's word
+            verdict(parse_info(info.result()), self.url)
 
     def _judge(self, answer: object) -> None:
         if isinstance(answer, LinkError):
@@ -175,24 +227,31 @@ class Link(asyncio.Protocol):
             if answer.code != "NOPERM":
                 raise LinkDown(str(answer))
 
-    def _greet(self) -> list[asyncio.Future[Answer]]:
+    def _prepare(self) -> list[asyncio.Future[Answer]]:
         """Commands of the greeting beside those of the login."""
-        return [self._send(("SCRIPT", "LOAD", script_source(name))) for name in SCRIPTS]
+        return [self._send(("SCRIPT", "LOAD", script_source(name))) for name in script_names()]
 
     async def _watch(self) -> None:
-        """Until the connection is lost; gives it up when the broker stops answering."""
+        """Until the connection is lost; gives it up when the broker stops answering, or is elsewhere by now."""
         assert self._lost is not None
+        silent = 0.0
         while not self._lost.done():
-            probe = self._send(("PING",))
-            await asyncio.wait((probe, self._lost), timeout=STALL, return_when=asyncio.FIRST_COMPLETED)
-            if not probe.done():
-                log.warning("broker %s has not answered for %g s; connecting anew", mask(self.url), STALL)
-                self.abort()
-                await asyncio.wait((self._lost,), timeout=1.0)
-                return
-            with contextlib.suppress(LinkError, AnswerError):
-                probe.result()
+            self._heard = False
+            self._ping()
+            await asyncio.wait((self._lost,), timeout=PULSE)
+            silent = 0.0 if self._heard else silent + PULSE
+            if self._lost.done() or not silent:
+                continue
+            if silent >= STALL:
+                self._say("broker %s has not answered for %g s; connecting anew", mask(self.url), STALL)
+            elif not await self.finder.left(self.node):
+                continue
+            self.abort()
             await asyncio.wait((self._lost,), timeout=1.0)
+            return
+
+    def _ping(self) -> None:
+        self.tell("PING")
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -201,7 +260,6 @@ class Link(asyncio.Protocol):
     # Commands
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Answer]:
-        """Send a command; its future holds the answer, :class:`AnswerError` or :class:`LinkError`."""
         if not self.up.is_set():
             future: asyncio.Future[Answer] = self.loop.create_future()
             future.set_exception(LinkDown(f"broker {mask(self.url)} is not connected"))
@@ -210,7 +268,6 @@ class Link(asyncio.Protocol):
         return self._send(command)
 
     async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
-        """Run one of the scripts, which every new connection loads, and which SCRIPT FLUSH removes."""
         command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)
         try:
             return await self.call(*command)
@@ -221,10 +278,16 @@ class Link(asyncio.Protocol):
         return await self.call(*command)
 
     def tell(self, *command: str | bytes | int) -> None:
-        """Send a command whose answer nobody needs; nothing happens where the link is down."""
         if self.up.is_set():
             self._write(command)
             self._waiting.append(None)
+
+    def post(self, future: asyncio.Future[Answer], command: Command, *, asking: bool = False) -> None:
+        """Send a command whose answer is for this future; ``asking`` also where its slot is only on its way here."""
+        if asking:
+            self.tell("ASKING")
+        self._write(command)
+        self._waiting.append(future)
 
     def _send(self, command: Command) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = self.loop.create_future()
@@ -250,20 +313,33 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         reader, waiting = self._reader, self._waiting
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not NOTHING:
                 future = waiting.popleft()
-                if future is None or future.done():
-                    continue
                 if isinstance(answer, hiredis.ReplyError):
-                    future.set_exception(AnswerError(str(answer)))
-                else:
+                    self._failed(future, str(answer))
+                elif future is not None and not future.done():
                     future.set_result(answer)
         except (hiredis.ProtocolError, IndexError):
             # What came is no answer to what was asked: nothing on this connection can be trusted.
             self.abort()
+
+    def _failed(self, future: asyncio.Future[Answer] | None, text: str) -> None:
+        """An answer is an error."""
+        if text.startswith("READONLY"):
+            # A master that has become a replica: nothing was carried out, and the new one is elsewhere.
+            self.finder.doubt()
+            self.abort()
+            error: Exception = LinkDown(f"broker {mask(self.url)} is a replica now: {text}")
+        else:
+            error = AnswerError(text)
+        if future is None or future.done():
+            return
+        if self.on_error is None or not self.on_error(future, text):
+            future.set_exception(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         was_up = self.up.is_set()
