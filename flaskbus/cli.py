@@ -19,6 +19,7 @@ COMMANDS = {
     "request": "flaskbus.commands.request:request",
     "mounts": "flaskbus.commands.mounts:mounts",
     "agents": "flaskbus.commands.agents:agents",
+    "dead": "flaskbus.commands.dead:dead",
     "unmount": "flaskbus.commands.unmount:unmount",
     "config": "flaskbus.commands.config:config",
     "doctor": "flaskbus.commands.doctor:doctor",

@@ -169,8 +169,9 @@ def _keep_field(name: bytes, value: bytes) -> bytes:
     """What is kept of a field: up to a length, and up to where its bytes name a credential."""
     if is_secret(name):
         return REDACTED.encode()
+    value = value[:DEAD_FIELD]
     if name == b"target":
-        value = redact_target(value[:DEAD_FIELD].decode("latin-1")).encode("latin-1")
+        value = redact_target(value.decode("latin-1")).encode("latin-1")
     elif found := _ANYWHERE.search(value):
         value = value[: found.start()] + REDACTED.encode()
     return value[:DEAD_FIELD]

@@ -105,8 +105,9 @@ class AgentWorker(Worker):
             if not self.alive or self._is_orphan():
                 return
             self._wait(CLAIM_POLL)
-        self.consumer.start()
+        # Before the first request can end the process: that it started is not in doubt any more.
         self.board.state = "ready"
+        self.consumer.start()
         self.log.info("Worker %s is ready", self.pid)
         while self.alive and not self._overdue:
             self._wait(TICK)

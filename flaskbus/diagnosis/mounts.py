@@ -96,7 +96,7 @@ def _queue(mount: MountFacts, keys: MountKeys) -> Iterator[Finding]:
             "warning",
             name,
             f"{count(mount.dead, 'dead letter')}, the newest because: {mount.reason or 'unknown'}",
-            f"look at it: {shell('--decode', 'XREVRANGE', keys.dead, '+', '-', 'COUNT', '1')}",
+            f"look at them: flaskbus dead list {shlex.quote(name)}",
         )
 
 

@@ -232,6 +232,23 @@ class TestBury:
         # MAXLEN ~ trims whole nodes, of 100 entries by default.
         assert 10 <= client.xlen(M.dead) <= 210
 
+    def test_letters_whose_life_is_over_are_removed(self, client: Client, taken: bytes) -> None:
+        now = client.time()[0] * 1000
+        old, young = f"{now - 70_000}-0", f"{now - 40_000}-0"
+        for letter_id in (old, young):
+            client.xadd(M.dead, {"reason": "good"}, id=letter_id)
+        assert bury(client, taken) == b"done"
+        found = [letter_id.decode() for letter_id, _ in client.xrange(M.dead)]
+        assert (len(found), found[0]) == (2, young)
+
+    def test_works_while_the_broker_is_out_of_memory(self, client: Client, taken: bytes) -> None:
+        client.config_set("maxmemory", 1)
+        try:
+            assert bury(client, taken) == b"done"
+        finally:
+            client.config_set("maxmemory", 0)
+        assert (client.xlen(M.dead), client.llen(REPLY)) == (1, 1)
+
     def test_lost(self, client: Client, taken: bytes) -> None:
         assert bury(client, taken, consumer="another") == b"lost"
         assert client.exists(M.dead, REPLY) == 0
