@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -24,6 +25,7 @@ from flaskbus.settings import AgentSettings
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.delivery import Runner
 from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
+from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -36,6 +38,9 @@ CLOCK = 5.0
 
 ANSWER = 5.0
 """Seconds that the broker may take to answer."""
+
+ENDING = 2.0
+"""Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
 
 
 class Consumer:
@@ -124,6 +129,22 @@ class Consumer:
         finally:
             if waker is not None:
                 waker.close()
+
+    def end_events(self) -> None:
+        """Let every stream of events end at its next event boundary. Returns at once.
+
+        That is now, where the app has the next event to make; its generator is closed when it yields that.
+        """
+        self._runner.ending.set()
+        threading.Thread(target=self._end_events, name="flaskbus-ending", daemon=True).start()
+
+    def _end_events(self) -> None:
+        channel = self._channel("ending", ANSWER)
+        for running in self.running():
+            if running.events is not None:
+                with suppress(Cancelled, redis.exceptions.RedisError):
+                    running.events.end_events(channel)
+        channel.close()
 
     def close(self) -> None:
         """Give up replies that cannot be sent, and hang up."""

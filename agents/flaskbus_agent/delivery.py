@@ -45,6 +45,8 @@ class Runner:
         self.credit = credit
         self.given_up = threading.Event()
         """Set when the process ends and replies that could not be sent are lost with it."""
+        self.ending = threading.Event()
+        """Set when streams of events are to end at their next event boundary."""
         self.stopping = threading.Event()
         """Set when nothing more is to be begun."""
         self.multiprocess = settings.workers > 1
@@ -75,7 +77,7 @@ class Runner:
         outbox = Outbox(
             channel, entry, request, self.agent_id,
             window=self.settings.window, credit=self.credit, running=running,
-            given_up=self.given_up, on_stream=on_stream,
+            given_up=self.given_up, ending=self.ending, on_stream=on_stream,
         )  # fmt: skip
         try:
             reason = self._hand_back(entry, request, outbox)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent.board import Board
-from flaskbus_agent.consumer import Consumer
+from flaskbus_agent.consumer import ENDING, Consumer
 from flaskbus_agent.heartbeat import Heartbeat, MountedApp, make_agent_id
 
 if TYPE_CHECKING:
@@ -77,7 +77,11 @@ class InProcessAgent:
         """Quiet, then stop; whether everything that ran was done within ``timeout`` seconds."""
         self._member.board.state = "stopping"
         self.consumer.quiet()
-        done = self.consumer.join(self.settings.graceful_timeout if timeout is None else timeout)
+        limit = self.settings.graceful_timeout if timeout is None else timeout
+        ending = min(ENDING, limit / 2)
+        if not (done := self.consumer.join(limit - ending)):
+            self.consumer.end_events()
+            done = self.consumer.join(ending)
         self._stopping.set()
         if self._beats.is_alive():
             self._beats.join(5.0)

@@ -8,12 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import redis
 
 from flaskbus import wire
+from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.broker import Unavailable
 from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request
@@ -58,7 +59,8 @@ class Running:
     """A request that a thread runs now.
 
     ``since`` is when the app's code last got control (monotonic seconds); infinite while the thread waits for
-    a client or for the broker, which is nothing that the app could be blamed for.
+    a client or for the broker, which is nothing that the app could be blamed for, and in an event stream, whose
+    next event may be long in coming.
     """
 
     thread_id: int
@@ -66,6 +68,12 @@ class Running:
     method: str
     target: str
     since: float
+    events: Outbox | None = None
+    """Where its response is a stream of events that is on its way."""
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.since
 
 
 class Credit:
@@ -103,6 +111,7 @@ class Outbox:
         credit: Credit,
         running: Running,
         given_up: threading.Event,
+        ending: threading.Event,
         on_stream: Callable[[], None],
     ) -> None:
         self._channel = channel
@@ -113,11 +122,16 @@ class Outbox:
         self._credit = credit
         self._running = running
         self._given_up = given_up
+        self._ending = ending
         self._on_stream = on_stream
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
         self._sizes: deque[int] = deque()
+        self._boundaries: Boundaries | None = None
+        self._turn = threading.Lock()
+        """Held while frames of an event stream are sent, which another thread may end."""
+        self._over = False  # it has
         self.settled = False
         """Whether the broker has confirmed the end: the entry is not ours any more, and is not pending."""
 
@@ -129,9 +143,17 @@ class Outbox:
     def head(self, status: int, headers: Headers, /) -> None:
         # It leaves together with the first chunk, which the app has ready.
         self._head = Head(self._request.attempt, self._take_seq(), status, headers, self.agent)
+        self._boundaries = boundaries(headers)
 
     def chunk(self, data: bytes, /) -> None:
-        self._push([*self._unsent_head(), Chunk(self._request.attempt, self._take_seq(), data)])
+        self._running.since = math.inf
+        if self._boundaries is not None:
+            self._send_events(data, self._boundaries)
+            return
+        try:
+            self._pause(self._push([*self._unsent_head(), self._chunk(data)]))
+        finally:
+            self._running.since = time.monotonic()
 
     def end(self) -> None:
         self.finish([*self._unsent_head(), End(self._request.attempt, self._take_seq())])
@@ -139,12 +161,42 @@ class Outbox:
     def fail(self, code: str, detail: str, /) -> None:
         self.finish([*self._unsent_head(), Failure(self._request.attempt, self._take_seq(), code, detail)])
 
+    # Events
+
+    def _send_events(self, data: bytes, found: Boundaries) -> None:
+        with self._turn:
+            if self._over:
+                raise Cancelled
+            kept = found.cut(data) if self._ending.is_set() else None
+            if kept is not None:
+                last = [self._chunk(kept)] if kept else []
+                self.finish([*self._unsent_head(), *last, End(self._request.attempt, self._take_seq())])
+                raise Cancelled  # the app's iterable is closed
+            found.advance(data)
+            on_list = self._push([*self._unsent_head(), self._chunk(data)])
+            self._running.events = self
+        self._pause(on_list)
+
+    def end_events(self, channel: Channel) -> None:
+        """End the response now if it is at an event boundary: another thread's way, while the app's code goes on.
+
+        Raises :class:`Cancelled` as :meth:`finish` does.
+        """
+        with self._turn:
+            if not self._over and not self.settled and self._boundaries and self._boundaries.complete:
+                self._over = True
+                self.finish([End(self._request.attempt, self._take_seq())], channel)
+                self._running.since = math.inf
+
     # Sending
 
     def _take_seq(self) -> int:
         seq = self._seq
         self._seq += 1
         return seq
+
+    def _chunk(self, data: bytes) -> Chunk:
+        return Chunk(self._request.attempt, self._take_seq(), data)
 
     def _unsent_head(self) -> list[Frame]:
         head, self._head = self._head, None
@@ -166,24 +218,21 @@ class Outbox:
         seconds, microseconds = self._again(lambda: self._channel.call("TIME"))
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    def finish(self, frames: list[Frame]) -> None:
-        """Send the last frames; raises :class:`Cancelled` where nobody may send them any more."""
+    def finish(self, frames: list[Frame], channel: Channel | None = None) -> None:
+        """Send the last frames; raises :class:`Cancelled` where nobody may send them any more.
+
+        The ``channel`` is that of the calling thread, where it is not the one that runs the app.
+        """
         self._running.since = math.inf
         encoded = [wire.encode_frame(frame) for frame in frames]
-        outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded], channel)
         self.settled = True
         if outcome != b"done":
             self._not_wanted(outcome)
         self._running.since = time.monotonic()
 
-    def _push(self, frames: list[Frame]) -> None:
-        self._running.since = math.inf
-        try:
-            self._push_and_wait(frames)
-        finally:
-            self._running.since = time.monotonic()
-
-    def _push_and_wait(self, frames: list[Frame]) -> None:
+    def _push(self, frames: list[Frame]) -> int:
+        """Send further frames; how many lie on the list now."""
         encoded = [wire.encode_frame(frame) for frame in frames]
         try:
             outcome = self._insist("push", [*self._arguments(), *encoded])
@@ -197,7 +246,7 @@ class Outbox:
         if not self._streaming:
             self._streaming = True
             self._on_stream()
-        self._pause(outcome)
+        return outcome
 
     def _pause(self, on_list: int) -> None:
         """Wait while the client is a whole window behind."""
@@ -215,11 +264,11 @@ class Outbox:
         log.debug("request %s is not ours any more (%s)", self._request.id, outcome)
         raise Cancelled
 
-    def _insist(self, script: str, args: list[Argument]) -> int | bytes:
+    def _insist(self, script: str, args: list[Argument], channel: Channel | None = None) -> int | bytes:
         """Run a script, again after each lost answer: a second run of any of them changes nothing."""
         keys = self._entry.served.keys
         names = [keys.requests, keys.reply(self._request.id)]
-        answer: int | bytes = self._again(lambda: self._channel.script(script, names, args))
+        answer: int | bytes = self._again(lambda: (channel or self._channel).script(script, names, args))
         return answer
 
     def _insist_call(self, *command: Argument) -> int:

@@ -18,7 +18,7 @@ from gunicorn.workers.base import Worker
 from flaskbus.errors import AppImportError, StartError
 from flaskbus.forking import release_signals
 from flaskbus_agent.board import Board
-from flaskbus_agent.consumer import Consumer
+from flaskbus_agent.consumer import ENDING, Consumer
 from flaskbus_agent.heartbeat import Heartbeat, make_agent_id
 from flaskbus_agent.loading import AgentApplication
 from flaskbus_agent.log import first_line, stack
@@ -154,20 +154,33 @@ class AgentWorker(Worker):
     def _drain(self) -> None:
         """Quiet, then stop: nothing is read any more, and what runs may finish.
 
-        Without a signal (a handler is overdue) there is no limit but that the others become overdue too.
+        Streams of events end shortly before ``graceful_timeout`` is over. Without a signal (a handler is overdue)
+        there is no other limit than that the others become overdue too.
         """
         self.board.state = "stopping"
         self.consumer.quiet()
-        limit, free = None, 0
+        grace = self.app.settings.graceful_timeout
+        ending = time.monotonic() + grace - min(ENDING, grace / 2)
+        if busy := len(self.consumer.running()):
+            self.log.info("Worker %s stops; %d requests run and have up to %g s", self.pid, busy, grace)
+        limit, free, ended = None, 0, False
         # Twice, because what was read a moment ago may not have begun to run.
         while not self.consumer.join(TICK) and free < 2:
             self._look()
             self._beat_if_orphaned()
+            now = time.monotonic()
             if not self.alive and limit is None:
-                limit = time.monotonic() + self.app.settings.graceful_timeout
-            if self._quick or (limit is not None and time.monotonic() >= limit):
+                limit = now + grace
+            if now >= ending and not ended:
+                ended = True
+                self._end_events()
+            if self._quick or (limit is not None and now >= limit):
                 break
-            stuck = all(request.request_id in self._overdue for request in self.consumer.running())
+            late = now >= ending + ENDING
+            stuck = all(
+                request.request_id in self._overdue or (late and request.events)
+                for request in self.consumer.running()
+            )
             free = free + 1 if self._overdue and stuck else 0
         self._beat_if_orphaned()
         if self._heartbeat:
@@ -177,14 +190,21 @@ class AgentWorker(Worker):
             self.consumer.close()
             return
         for request in self.consumer.running():
-            if request.request_id not in self._overdue:
+            if request.events is not None and request.events.settled:
+                self.log.info("%s had ended; its code was still at work on the next event", _name(request))
+            elif request.request_id not in self._overdue:
                 self.log.warning(
-                    "%s was cut off after %.1f s", _name(request), time.monotonic() - request.since
+                    "%s was cut off after %.1f s", _name(request), time.monotonic() - request.begun
                 )
         # An ordinary exit would let the handlers run on in an interpreter that is being taken down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+    def _end_events(self) -> None:
+        if streams := sum(request.events is not None for request in self.consumer.running()):
+            self.log.info("Worker %s: %d event streams end at their next event boundary", self.pid, streams)
+        self.consumer.end_events()
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self.ppid

@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from flaskbus import errors
+from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.messages import Chunk, Reply, Request
 from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import MountState
-from flaskbus_gateway.exchange import ClientGone, Exchange
+from flaskbus_gateway.exchange import ClientGone, Exchange, StreamEnded
 from flaskbus_gateway.forwarding import TrustedProxies
 from flaskbus_gateway.http import Incoming, Scope, add_date, has_body, problem, relayed_headers
 from flaskbus_gateway.switchboard import Switchboard
@@ -27,6 +28,10 @@ WATCH_AFTER = 0.1
 task for each would cost more than the rest of the gateway."""
 
 
+END_STREAMS = "flaskbus.end_streams"
+"""Where the state of the lifespan has :meth:`Gateway.end_streams`, for a server that stops and knows of it."""
+
+
 class Gateway:
     """Routes, admits, sends and relays. One instance serves one event loop."""
 
@@ -36,20 +41,24 @@ class Gateway:
         self.board: Switchboard | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._young: list[tuple[Exchange, Receive]] = []
+        self._streams: dict[Exchange, Boundaries] = {}
+        """Responses on their way that have event boundaries."""
+        self._ending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
             await self._http(scope, receive, send)
         elif kind == "lifespan":
-            await self._lifespan(receive, send)
+            await self._lifespan(scope, receive, send)
         elif kind == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1011, "reason": ""})
 
     # Life
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.get("state", {})[END_STREAMS] = self.end_streams
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -86,6 +95,18 @@ class Gateway:
             await self.board.close()
             self.board = None
 
+    def end_streams(self) -> None:
+        """The server stops soon: every response that has event boundaries ends at its next one.
+
+        That is now, where nothing but the next event is waited for.
+        """
+        self._ending = True
+        for exchange, found in self._streams.items():
+            if found.complete:
+                exchange.fail(StreamEnded())
+        if self._streams:
+            log.info("%d event streams end at their next event boundary", len(self._streams))
+
     # HTTP
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,6 +135,8 @@ class Gateway:
             await send({"type": "http.response.start", "status": head.status, "headers": headers})
             if isinstance(head, Reply):
                 await send({"type": "http.response.body", "body": head.body})
+            elif found := boundaries(head.headers):
+                await self._relay_events(exchange, found, send)
             else:
                 await self._relay(exchange, send)
         except errors.BusError as error:
@@ -215,6 +238,30 @@ class Gateway:
                 await send({"type": "http.response.body", "body": b""})
                 return
             exchange.handed_over(len(frames))
+
+    async def _relay_events(self, exchange: Exchange, found: Boundaries, send: Send) -> None:
+        """The same, for a response that may end at an event boundary before the app ends it."""
+        self._streams[exchange] = found
+        over = False
+        try:
+            while not over and not (self._ending and found.complete):
+                frames = await exchange.chunks()
+                data = b"".join(frame.data for frame in frames if isinstance(frame, Chunk))
+                over = exchange.ended
+                if self._ending and not over and (kept := found.cut(data)) is not None:
+                    data, over = kept, True
+                if data:
+                    found.advance(data)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                if exchange.gone:
+                    raise ClientGone
+                if not over:
+                    exchange.handed_over(len(frames))
+        except StreamEnded:
+            pass
+        finally:
+            del self._streams[exchange]
+        await send({"type": "http.response.body", "body": b""})
 
     async def _answer(
         self, error: errors.BusError, exchange: Exchange | None, scope: Scope, send: Send

@@ -1,15 +1,16 @@
 """gunicorn's ASGI worker with :class:`~flaskbus_gateway.connection.Connection` s.
 
 At shutdown the listeners close first; WebSockets (1001) are closed at once, connections that are idle, silent or
-lingering as soon as they have been so for a second, running ones when their response is out, and whatever
-is left after ``graceful_timeout``.
+lingering as soon as they have been so for a second, running ones when their response is out. Shortly before
+``graceful_timeout`` is over, event streams are ended at the next boundary of an event; whatever is left after
+it is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn import sock
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
 TICK = 1.0
 """Seconds between two looks at the deadlines, and two heartbeats to the arbiter."""
 
+ENDING = 2.0
+"""Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
+
 SETTLE = 3.0
 """Seconds that the app has at the very end, after its connections were cut off."""
+
+
+log = logging.getLogger("flaskbus.gateway")
 
 
 class Worker(ASGIWorker):
@@ -122,7 +129,16 @@ class Worker(ASGIWorker):
         # answered, with "Connection: close".
         for deadlines in (self.heading, self.idle, self.lingering):
             deadlines.span = min(deadlines.span, LINGER)
-        await self._drain(self.settings.graceful_timeout, lambda: not self._quick_shutdown)
+        grace = self.settings.graceful_timeout
+        ending = min(ENDING, grace / 2)
+        if self.connections and not self._quick_shutdown:
+            log.info(
+                "%d connections are open; waiting up to %g s for what runs", len(self.connections), grace
+            )
+        await self._drain(grace - ending)
+        if self.connections and not self._quick_shutdown:
+            self._end_streams()
+            await self._drain(ending)
         if self.connections:
             if not self._quick_shutdown:
                 self.log.warning(
@@ -133,13 +149,24 @@ class Worker(ASGIWorker):
             for connection in self.connections:
                 connection.transport.abort()
             # The app hears of the disconnects, and has this time for what it must put in order.
-            await self._drain(SETTLE, lambda: True)
+            await self._drain(SETTLE, patient=True)
         assert self.lifespan is not None
         await self.lifespan.shutdown()
 
-    async def _drain(self, seconds: float, patient: Callable[[], bool]) -> None:
+    def _end_streams(self) -> None:
+        # The supervisor does not import the app, so that new workers run new code.
+        from flaskbus_gateway.app import END_STREAMS
+
+        self.state.get(END_STREAMS, lambda: None)()
+
+    async def _drain(self, seconds: float, *, patient: bool = False) -> None:
+        """Until every connection is gone; a quick shutdown ends it too, unless it is ``patient``."""
         end = self.loop.time() + seconds
-        while self.connections and patient() and (left := end - self.loop.time()) > 0:
+        while (
+            self.connections
+            and (patient or not self._quick_shutdown)
+            and (left := end - self.loop.time()) > 0
+        ):
             for connection in tuple(self.connections):
                 connection.wind_down()
             await self._tick(min(left, 0.1))
