@@ -141,6 +141,7 @@ class Heartbeat:
         for member in members:
             beat = member.board.next_beat()
             for app in self.apps:
+        trouble: redis.exceptions.ResponseError | None = None
                 if app.mount in taken:
                     continue
                 # Only once: two agents that both replace would take the mount from each other for ever.
@@ -161,7 +162,12 @@ class Heartbeat:
                 self._owned.add(app.mount)
                 if self._seen.get(member.agent_id) not in (None, record.state):
                     self._registry.announce(app.mount)
-            member.board.claimed = True
+                except redis.exceptions.ResponseError as error:
+                    trouble = error  # of this mount's keys, perhaps: the others keep their leases
+                    continue
+            member.board.claimed = member.board.claimed or trouble is None
+        if trouble is not None:
+            raise trouble
         return list(taken.values())
 
     def _record(self, app: MountedApp, member: Member, state: State) -> AgentRecord:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import redis
-
 from flaskbus import wire
 from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.broker import Unavailable
@@ -233,12 +231,12 @@ class Outbox:
 
     def _push(self, frames: list[Frame]) -> int:
         """Send further frames; how many lie on the list now."""
-        encoded = [wire.encode_frame(frame) for frame in frames]
-        try:
-            outcome = self._insist("push", [*self._arguments(), *encoded])
-        except redis.exceptions.OutOfMemoryError as error:
-            self.finish([Failure(self._request.attempt, self._seq - len(frames), "broker-full", str(error))])
-            raise Cancelled from None
+        encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
+        while (outcome := self._insist("push", [*self._arguments(), *encoded])) == b"full":
+            # The broker is out of memory: go on when the client has taken what lies there.
+            if self._given_up.is_set():
+                raise Cancelled
+            self._credit.wait(self._request.id, 1.0)
         if isinstance(outcome, bytes):
             self.settled = True
             self._not_wanted(outcome)

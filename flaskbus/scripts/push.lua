@@ -8,7 +8,11 @@
 -- lost       the entry is pending and another's            nothing
 -- finished   the entry is not pending (withdrawn, ended)   nothing
 -- gone       the stream or its group does not exist        nothing
+-- full       the broker is out of memory, and frames that  nothing
+--            were pushed before still lie on the list
 --
+-- What has been taken makes room: frames for an empty list pass while the broker is out of memory, because a script
+-- that has written may go on. A stream then keeps its client's pace, one push at a time.
 -- From the first head on, bytes may have reached the client: the entry stays pending, and whoever would run
 -- it again sees the reply list (or has already read it).
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
@@ -18,7 +22,12 @@ if pending.err then
 end
 if #pending == 0 then return 'finished' end
 if pending[1][2] ~= ARGV[3] then return 'lost' end
-local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
+local length = redis.pcall('RPUSH', KEYS[2], unpack(ARGV, 7))
+if type(length) == 'table' then
+  if string.find(length.err, 'OOM', 1, true) then return 'full' end
+  return length
+end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return length

@@ -173,6 +173,17 @@ class TestPush:
         with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
             push(client, b"1-1")
 
+    def test_another_push_waits_while_the_broker_is_out_of_memory(self, client: Client, taken: bytes) -> None:
+        client.config_set("maxmemory", "1")
+        try:
+            assert push(client, taken) == 1
+            assert push(client, taken) == b"full"
+            client.delete(REPLY)  # the client took it
+            assert push(client, taken) == 1
+        finally:
+            client.config_set("maxmemory", "0")
+        assert push(client, taken) == 2
+
 
 class TestWithdraw:
     def test_undelivered(self, client: Client, entry: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,38 +13,15 @@ import httpx
 import pytest
 
 from flaskbus.testing import running_bus
-from tests.conftest import Broker, binary, start_broker, stop_broker
+from tests.faults.mortal import MortalBroker
 from tests.integration.test_promises import at_rest, eventually, problem
-
-
-class MortalBroker:
-    """A broker with an append-only file that can be killed and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        self.broker = start_broker("valkey", directory, "--appendonly", "yes", "--appendfsync", "always")
-        self.directory = directory
-
-    def kill(self) -> None:
-        self.broker.process.kill()
-        self.broker.process.wait()
-
-    def revive(self) -> None:
-        port = self.broker.url.rpartition(":")[2].partition("/")[0]
-        program = binary("valkey")
-        assert program is not None
-        process = subprocess.Popen(
-            [program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory),
-             "--appendonly", "yes", "--appendfsync", "always"],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.broker = Broker("valkey", self.broker.url, process)
 
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[MortalBroker]:
     mortal = MortalBroker(tmp_path)
     yield mortal
-    stop_broker(mortal.broker)
+    mortal.close()
 
 
 def test_a_reply_waits_for_the_broker_and_the_app_runs_once(mortal: MortalBroker) -> None:
