@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import hiredis
 import redis
 
+from flaskbus.address import Address, Node, parse_url
 from flaskbus.broker import Unavailable, raw_connection, script_sha, script_source
+from flaskbus.cluster import key_of
+from flaskbus.cluster_client import cluster_map, follow
 
 Argument = str | bytes | int
 
@@ -22,27 +28,152 @@ class Channel:
 
     __slots__ = ("_connection", "name")
 
-    def __init__(self, url: str, name: str, timeout: float) -> None:
+    def __init__(self, address: Address, name: str, timeout: float) -> None:
         self.name = name
         # redis-py does not type its connections.
-        self._connection: Any = raw_connection(url, timeout=timeout, name=name)
+        self._connection: Any = raw_connection(address, timeout=timeout, name=name)
 
     def call(self, *command: Argument) -> Any:
         connection = self._connection
         try:
+            if not connection.is_connected:
+                connection.connect()
             connection.send_packed_command([hiredis.pack_command(cast(Any, command))], check_health=False)
             return connection.read_response()
         except Unavailable:
             connection.disconnect()
             raise
+        except redis.exceptions.ReadOnlyError as error:
+            # A master that has become a replica: nothing was carried out, and the new one is elsewhere.
+            connection.disconnect()
+            raise redis.exceptions.ConnectionError(f"the broker is a replica now: {error}") from None
+
+    def at(self, key: str | bytes, *command: Argument) -> Any:
+        """Like :meth:`call`, for a command that names no key: ask the server that has this one."""
+        return self.call(*command)
 
     def script(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """EVALSHA; the script is loaded first where the broker does not know it (any longer)."""
         try:
             return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
-            self.call("SCRIPT", "LOAD", script_source(name))
+            self.at(keys[0], "SCRIPT", "LOAD", script_source(name))
             return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
 
     def close(self) -> None:
         self._connection.disconnect()
+
+
+class MovingChannel(Channel):
+    """A channel to a broker whose place changes, which another thread can make it look for."""
+
+    __slots__ = ("__weakref__", "_since")
+
+    def __init__(self, address: Address, name: str, timeout: float) -> None:
+        super().__init__(address, name, timeout)
+        self._since = 0.0
+        """Since when it waits for an answer (monotonic seconds); 0 while it does not."""
+
+    def call(self, *command: Argument) -> Any:
+        self._since = time.monotonic()
+        try:
+            return super().call(*command)
+        finally:
+            self._since = 0.0
+
+    def waits(self, seconds: float) -> Node | None:
+        """For whom it has been waiting for so long, if it has."""
+        since = self._since
+        if not since or time.monotonic() - since < seconds:
+            return None
+        return self._where()
+
+    def _where(self) -> Node | None:
+        connection = self._connection
+        return (connection.host, connection.port) if connection.is_connected else None
+
+    def hang_up(self) -> None:
+        """From another thread: let what is waited for fail now."""
+        hang_up(self._connection)
+
+
+class ClusterChannel(MovingChannel):
+    """A connection to each node that it has something to say to."""
+
+    __slots__ = ("_address", "_connections", "_now", "_timeout", "map")
+
+    def __init__(self, address: Address, name: str, timeout: float) -> None:
+        super().__init__(address, name, timeout)
+        self.map = cluster_map(address)
+        self._address = address
+        self._timeout = timeout
+        self._connections: dict[Node, Any] = {}
+        self._now: Node | None = None
+
+    def call(self, *command: Argument) -> Any:
+        return self._follow(key_of(command), command)
+
+    def at(self, key: str | bytes, *command: Argument) -> Any:
+        return self._follow(key, command)
+
+    def to(self, node: Node, *command: Argument) -> Any:
+        """Ask this node, and follow no redirection."""
+        try:
+            return self._send(node, False, hiredis.pack_command(cast(Any, command)))
+        finally:
+            self._since, self._now = 0.0, None
+
+    def _follow(self, key: str | bytes | None, command: tuple[Argument, ...]) -> Any:
+        packed = hiredis.pack_command(cast(Any, command))
+        try:
+            return follow(self.map, key, lambda node, asking: self._send(node, asking, packed))
+        finally:
+            self._since, self._now = 0.0, None
+
+    def _send(self, node: Node, asking: bool, packed: bytes) -> Any:
+        self._now, self._since = node, time.monotonic()
+        connection = self._connections.get(node)
+        if connection is None:
+            connection = self._connections[node] = raw_connection(
+                self._address, timeout=self._timeout, name=self.name, node=node
+            )
+        try:
+            if not connection.is_connected:
+                connection.connect()
+            connection.send_packed_command([_ASKING, packed] if asking else [packed], check_health=False)
+            if asking:
+                connection.read_response()
+            return connection.read_response()
+        except Unavailable:
+            connection.disconnect()
+            raise
+
+    def _where(self) -> Node | None:
+        return self._now
+
+    def hang_up(self) -> None:
+        now = self._now
+        if now is not None and (connection := self._connections.get(now)) is not None:
+            hang_up(connection)
+
+    def close(self) -> None:
+        for connection in self._connections.values():
+            connection.disconnect()
+
+
+_ASKING = hiredis.pack_command(("ASKING",))
+
+
+def hang_up(connection: Any) -> None:
+    """Let a thread that reads from this connection find it closed."""
+    sock = connection._sock
+    if sock is not None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def open_channel(url: str, name: str, timeout: float) -> Channel:
+    """The channel that the kind of this URL wants."""
+    address = parse_url(url)
+    kinds = {"single": Channel, "sentinel": MovingChannel, "cluster": ClusterChannel}
+    return kinds[address.kind](address, name, timeout)

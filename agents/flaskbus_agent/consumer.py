@@ -8,7 +8,6 @@ is passed from thread to thread, and none waits behind a busy one.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -19,28 +18,28 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from flaskbus.broker import Unavailable, connect
-from flaskbus.keys import GROUP, Keys
+from flaskbus.keys import Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
-from flaskbus_agent.channel import Argument, Channel
+from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.delivery import Runner
+from flaskbus_agent.moves import Moves
 from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
+from flaskbus_agent.reading import ANSWER, BLOCK_MS, open_reader
 from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-BLOCK_MS = 2000
-"""How long one read waits; a quiet agent ends it with CLIENT UNBLOCK."""
-
 CLOCK = 5.0
 """Seconds for which the broker's clock is taken to run as fast as ours."""
 
-ANSWER = 5.0
-"""Seconds that the broker may take to answer."""
-
 ENDING = 2.0
 """Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
+
+
+UNHEARD = 3
+"""Seconds of silence after which doorbells are heard elsewhere, where the broker is of a kind that moves."""
 
 
 class Consumer:
@@ -75,11 +74,12 @@ class Consumer:
         self._held_lock = threading.Lock()
         self._streams = 0
         self._rotation = 0
-        self._reader = self._channel("reader", ANSWER + BLOCK_MS / 1000)
-        self._reader_id: int | None = None
+        self._moves = Moves(settings.redis)
+        self._reader = open_reader(settings.redis, agent_id, self._channel)
+        self._moves.add(self._reader, BLOCK_MS / 1000)
         self._trouble = ""
-        self._clock = math.inf
-        """The broker's clock in milliseconds, when our monotonic one was at 0; infinite as long as it is not known."""
+        self._clocks: dict[bytes, float] = {}
+        """Of the broker that has a stream, in milliseconds, when our monotonic clock was at 0; as far as known."""
         self._clock_due = 0.0
         self.credit = Credit()
         self._runner = Runner(settings, agent_id, self.credit)
@@ -87,7 +87,9 @@ class Consumer:
         self.served = 0
 
     def _channel(self, purpose: str, timeout: float) -> Channel:
-        return Channel(self.settings.redis, f"flaskbus-agent-{self.agent_id}-{purpose}", timeout)
+        channel = open_channel(self.settings.redis, f"flaskbus-agent-{self.agent_id}-{purpose}", timeout)
+        self._moves.add(channel, max(0.0, timeout - ANSWER))
+        return channel
 
     # Life
 
@@ -106,29 +108,23 @@ class Consumer:
         served = self._served.pop(mount, None)
         if served is not None:
             self._by_stream.pop(served.keys.requests.encode(), None)
-            self._interrupt()
+            self._reader.interrupt()
         if not self._served:
             self.quiet()
 
     def join(self, timeout: float) -> bool:
         """Wait until a quiet consumer has run all that it read; whether ``timeout`` seconds were enough."""
         deadline = time.monotonic() + timeout
-        waker: Channel | None = None
         if self._quiet.is_set() and self._backlog:
             self._spawn()  # the others may be busy, and what they have not begun is handed back at once
-        try:
-            while threads := tuple(self._threads):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                if self._quiet.is_set() and self._reader_id is not None and self._turn.locked():
-                    waker = waker or self._channel("waker", 1.0)
-                    self._unblock(waker)
-                threads[0].join(min(left, 0.05))
-            return True
-        finally:
-            if waker is not None:
-                waker.close()
+        while threads := tuple(self._threads):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if self._quiet.is_set() and self._turn.locked():
+                self._reader.interrupt()
+            threads[0].join(min(left, 0.05))
+        return True
 
     def end_events(self) -> None:
         """Let every stream of events end at its next event boundary. Returns at once.
@@ -158,18 +154,6 @@ class Consumer:
     def healthy(self) -> bool:
         """Whether every thread is there; one that ended unexpectedly is not replaced here."""
         return self._quiet.is_set() or len(self._threads) >= self.settings.threads
-
-    def _interrupt(self) -> None:
-        """End the read that is under way."""
-        waker = self._channel("waker", 1.0)
-        self._unblock(waker)
-        waker.close()
-
-    def _unblock(self, waker: Channel) -> None:
-        try:
-            waker.call("CLIENT", "UNBLOCK", self._reader_id or 0)
-        except (*Unavailable, redis.exceptions.RedisError):
-            return  # the read ends by itself after BLOCK
 
     # Threads
 
@@ -241,10 +225,13 @@ class Consumer:
         """The next entry to run, or ``None`` when this thread should end."""
         with self._turn:
             while not self._backlog:
-                if self._quiet.is_set():
-                    return None
                 try:
-                    self._read()
+                    if self._quiet.is_set():
+                        self._take(self._reader.calm())
+                        if not self._backlog:
+                            return None
+                    else:
+                        self._read()
                 except Unavailable as error:
                     self._stumble(f"the broker is away: {error}")
                 except redis.exceptions.ResponseError as error:
@@ -254,7 +241,6 @@ class Consumer:
     def _stumble(self, trouble: str) -> None:
         """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
         self._reread = True
-        self._reader_id = None
         self._clock_due = 0.0
         if not self._trouble:
             self.log.warning("%s; trying again", trouble)
@@ -270,7 +256,7 @@ class Consumer:
             return
         streams = tuple(self._by_stream)
         if len(streams) == 1:
-            self._take(self._ask(streams, idle, BLOCK_MS))
+            self._take(self._reader.wait(streams, idle))
         elif not streams:
             self._quiet.wait(0.1)
         else:
@@ -284,48 +270,42 @@ class Consumer:
         self._rotation = (self._rotation + 1) % len(streams)
         ordered = streams[self._rotation :] + streams[: self._rotation]
         for stream in ordered:
-            if idle <= len(self._backlog):
-                return
-            self._take(self._ask((stream,), idle - len(self._backlog), None))
+            if idle > len(self._backlog) and not self._reader.waits_for(stream):
+                self._take(self._reader.now(stream, idle - len(self._backlog)))
         if not self._backlog:
             # Whoever gets the first entry ends the wait; it is rare that two streams do in one instant.
-            self._take(self._ask(ordered, 1, BLOCK_MS))
-
-    def _ask(self, streams: tuple[bytes, ...], count: int, block: int | None) -> Any:
-        waiting: tuple[Argument, ...] = () if block is None else ("BLOCK", block)
-        return self._reader.call(
-            "XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", count, *waiting, "STREAMS", *streams,
-            *([">"] * len(streams)),
-        )  # fmt: skip
+            self._take(self._reader.wait(ordered, 1))
+        if idle <= len(self._backlog):
+            # Nobody is left to watch reads that go on; what they bring at the last moment runs next.
+            self._take(self._reader.calm())
 
     def _read_clock(self) -> None:
-        """What the broker's clock says, for the age of entries; without the permission to ask they have none."""
-        try:
-            seconds, microseconds = self._reader.call("TIME")
-        except redis.exceptions.NoPermissionError:
-            self._clock = math.inf
-        else:
-            now = int(seconds) * 1000 + int(microseconds) / 1000
-            self._clock = now - time.monotonic() * 1000
+        """What the brokers' clocks say, for the age of entries; without the permission to ask they have none."""
+        for stream in tuple(self._by_stream):
+            try:
+                answer = self._reader.clock(stream)
+            except redis.exceptions.NoPermissionError:
+                self._clocks.clear()
+                break
+            if answer:
+                now = int(answer[0]) * 1000 + int(answer[1]) / 1000
+                self._clocks[stream] = now - time.monotonic() * 1000
         self._clock_due = time.monotonic() + CLOCK
 
-    def _age(self, entry_id: bytes, now: float) -> float:
+    def _age(self, stream: bytes, entry_id: bytes, now: float) -> float:
         """How many milliseconds an entry has waited at ``now`` (monotonic seconds); 0 where that is not known."""
-        if self._clock == math.inf:
-            return 0.0
-        return max(0.0, self._clock + now * 1000 - entry_time(entry_id))
+        clock = self._clocks.get(stream)
+        return 0.0 if clock is None else max(0.0, clock + now * 1000 - entry_time(entry_id))
 
     def _read_own(self) -> None:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
         with self._held_lock:
             self._ended = set()
-        self._reader_id = self._reader.call("CLIENT", "ID")
+        self._take(self._reader.begin())
         for stream in tuple(self._by_stream):
             after = b"0"
             while True:
-                answer = self._reader.call(
-                    "XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", 100, "STREAMS", stream, after
-                )
+                answer = self._reader.own(stream, after)
                 entries = answer[0][1] if answer else []
                 if not entries:
                     break
@@ -347,24 +327,32 @@ class Consumer:
                     if served is None or fields is None:
                         continue
                     self._held.add(mark)
-                self._backlog.append(Entry(served, entry_id, fields, now, self._age(entry_id, now)))
+                self._backlog.append(Entry(served, entry_id, fields, now, self._age(stream, entry_id, now)))
 
     # Doorbell
 
     def _listen(self) -> None:
         """Hear when a client took something, or went away. A hint: who waits also looks each second."""
         client: redis.client.PubSub | None = None
+        unheard = 0
         while not self._quiet.is_set() or self._threads:
             try:
                 if client is None:
-                    client = self._subscribe()
+                    client, unheard = self._subscribe(), 0
                 message = client.get_message(ignore_subscribe_messages=True, timeout=1.0)
                 if message is not None:
+                    unheard = 0
                     for request_id in message["data"].partition(b" ")[0].decode("latin-1").split(","):
                         self.credit.ring(request_id)
+                elif self._moves.possible:
+                    unheard += 1
+                    if unheard > UNHEARD:
+                        raise redis.exceptions.TimeoutError("nobody answers")
+                    client.ping()
             except (*Unavailable, redis.exceptions.RedisError):
                 client = None
                 self._quiet.wait(0.5)
+            self._moves.look()
         if client is not None:
             client.close()
 

@@ -222,7 +222,7 @@ class Heartbeat:
 
     def forsake(self) -> None:
         """Close this process's copy of the connection, after a fork; the supervisor's stays open."""
-        self._client.connection_pool.disconnect()
+        self._client.close()
 
     def close(self) -> None:
         """Say what is left to say, once, and hang up."""

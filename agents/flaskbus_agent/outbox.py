@@ -212,8 +212,9 @@ class Outbox:
         ]
 
     def broker_time(self) -> int:
-        """The broker's clock in milliseconds (TIME)."""
-        seconds, microseconds = self._again(lambda: self._channel.call("TIME"))
+        """The clock of the broker that has the entry, in milliseconds (TIME)."""
+        requests = self._entry.served.keys.requests
+        seconds, microseconds = self._again(lambda: self._channel.at(requests, "TIME"))
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def finish(self, frames: list[Frame], channel: Channel | None = None) -> None:
