@@ -8,6 +8,7 @@ agent.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ class Answer:
         self._idle_timeout = idle_timeout
         self._bell = Bell(bus.client, self._keys.doorbell(bus.process))
         self._max_frame = wire.max_frame(bus.settings.reply_limit)
+        self._seal = bus.seal_of(mount.key)
+        self._is_signed = self._seal.frames(request.id).is_signed if self._seal else None
+        self._forged = False
         self._entry_id: bytes | None = None
         self._sent = False
         self._agent = ""
@@ -73,7 +77,8 @@ class Answer:
                 frame = self._settle(reason, timeout)
                 break
             if self._vanished():
-                raise errors.AgentLost("the request is gone: its agent died, or the broker lost it")
+                detail = self._distrust() or "the request is gone: its agent died, or the broker lost it"
+                raise errors.AgentLost(detail)
         if isinstance(frame, Failure):
             if frame.code == NOT_RUN:
                 raise errors.NoAgent(f"the agent handed the request back: {frame.detail}")
@@ -123,6 +128,8 @@ class Answer:
 
     def _send(self) -> None:
         flat = wire.encode_request(self._request)
+        if self._seal is not None:
+            flat = self._seal.sign_request(flat, math.ceil(time.time() + self._request.ttl / 1000))
         entry: dict[Any, Any] = dict(zip(flat[::2], flat[1::2], strict=True))
         self._sent = True
         try:
@@ -169,6 +176,10 @@ class Answer:
             if outcome == "delivered"
             else f"what became of the request cannot be told ({outcome})"
         )
+
+    def _distrust(self) -> str:
+        """Why an answer that came was not believed; empty where none came."""
+        return f"an answer came that was not signed with the key of {self.mount.name}" if self._forged else ""
 
     def _agents_listed(self) -> bool:
         with suppress(redis.exceptions.RedisError):
@@ -255,6 +266,9 @@ class Answer:
         return bool(elements)
 
     def _take(self, element: bytes) -> None:
+        if self._is_signed is not None and not (len(element) <= self._max_frame and self._is_signed(element)):
+            self._forged = True
+            return
         try:
             frame = wire.decode_frame(element, max_size=self._max_frame)
         except errors.WireError as error:

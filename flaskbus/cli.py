@@ -24,6 +24,8 @@ COMMANDS = {
     "config": "flaskbus.commands.config:config",
     "doctor": "flaskbus.commands.doctor:doctor",
     "healthcheck": "flaskbus.commands.healthcheck:healthcheck",
+    "acl": "flaskbus.commands.acl:acl",
+    "key": "flaskbus.commands.key:key",
     "redis": "flaskbus.commands.redis_cli:redis_cli",
 }
 """Command -> ``module:attribute``, in the order of ``--help``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import redis
@@ -19,6 +20,7 @@ from flaskbus.messages import Headers, Request
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount, Table, split_target
 from flaskbus.settings import CommonSettings
+from flaskbus.signing import Seal
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a streamed reply may stay silent."""
@@ -42,11 +44,20 @@ class Outgoing:
 
 
 class BusClient:
-    """Sends requests of its own over a redis-py client (see :func:`flaskbus.broker.connect`)."""
+    """Sends requests of its own over a redis-py client (see :func:`flaskbus.broker.connect`).
 
-    def __init__(self, client: redis.Redis, settings: CommonSettings) -> None:
+    ``seal_of(mount_key)`` gives what they are signed with, where their agents take signed ones only.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        settings: CommonSettings,
+        seal_of: Callable[[str], Seal | None] = lambda _: None,
+    ) -> None:
         self.client = client
         self.settings = settings
+        self.seal_of = seal_of
         self.keys = Keys(settings.namespace)
         self.registry = Registry(client, self.keys)
         self.process = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"

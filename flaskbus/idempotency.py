@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 from flaskbus.errors import InvalidRequest
-from flaskbus.messages import Headers
+from flaskbus.messages import NOT_RUN, Failure, Frame, Headers, Reply
 
 HEADER = b"idempotency-key"
 
@@ -49,9 +49,11 @@ class Policy:
     ttl: int
     identity: tuple[bytes, ...] = ()
 
+    FIELDS: ClassVar = ("idempotency_ttl", "idempotency_identity")
+
     def fields(self) -> dict[str, str | int]:
         """What the mount's own hash says of it."""
-        return {"idempotency_ttl": self.ttl, "idempotency_identity": b",".join(self.identity).decode()}
+        return dict(zip(self.FIELDS, (self.ttl, b",".join(self.identity).decode()), strict=True))
 
     @classmethod
     def load(cls, ttl: bytes | None, identity: bytes | None) -> Self | None:
@@ -125,6 +127,27 @@ def fingerprint(headers: Headers, body: bytes) -> str:
     described = (pair for pair in headers if pair[0] in (b"content-type", b"content-encoding"))
     parts = [part for pair in described for part in pair]
     return sha256(_joined([*parts, sha256(body).digest()])).hexdigest()
+
+
+Fate = Literal["answered", "unkept", "released"]
+"""What becomes of a record when an agent ends its request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What an agent keeps of answers: for ``life`` milliseconds, if their frame has up to ``limit`` bytes."""
+
+    life: int
+    limit: int
+    identity: tuple[bytes, ...] = ()
+
+    def fate(self, request: Headers, frames: Sequence[Frame], size: int) -> Fate:
+        """What these last frames of ``size`` bytes, to a request with these headers, make of its record."""
+        last = frames[-1]
+        if isinstance(last, Failure) and last.code == NOT_RUN:
+            return "released"
+        whole = isinstance(last, Reply) and size <= self.limit and may_keep(request, last.headers, self.identity)
+        return "answered" if whole else "unkept"
 
 
 def may_keep(request: Headers, reply: Headers, identity: Iterable[bytes] = ()) -> bool:

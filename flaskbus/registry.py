@@ -32,7 +32,8 @@ class AgentRecord:
 
     ``beat`` counts heartbeats, and ``lease`` is how many seconds it may stand still; ``at`` is the writer's
     wall clock in seconds, for people only.
-    ``key_fingerprint`` tells apart agents of one app that were given different secret keys.
+    ``key_fingerprint`` tells apart agents of one app that were given different secret keys, ``signing`` those
+    with different signing keys (it names each key that they have, separated by commas; empty: none).
     """
 
     id: str
@@ -44,6 +45,7 @@ class AgentRecord:
     python: str = ""
     code: str = ""
     key_fingerprint: str = ""
+    signing: str = ""
     threads: int = 0
     busy: int = 0
     beat: int = 0
@@ -57,17 +59,24 @@ class AgentRecord:
 
     @classmethod
     def load(cls, data: bytes | str) -> AgentRecord | None:
-        """``None`` for what is not such a record; members that a newer version added are left out."""
+        """``None`` for what is not such a record; members that a newer version added are left out.
+
+        Every member has its type: what an agent of one mount writes must not stop a gateway that serves others.
+        """
         try:
             members = json.loads(data)
             if not isinstance(members, dict):
                 return None
-            return cls(**{name: members[name] for name in _MEMBERS if name in members})
-        except (ValueError, TypeError):
+            known = {name: members[name] for name in _MEMBERS if name in members}
+            if not all(type(value) in _MEMBERS[name] for name, value in known.items()):
+                return None
+            return cls(**known)
+        except (ValueError, TypeError, RecursionError):
             return None
 
 
-_MEMBERS = tuple(item.name for item in fields(AgentRecord))
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "State": (str,)}
+_MEMBERS = {item.name: _TYPES[str(item.type)] for item in fields(AgentRecord)}
 
 
 def parse_agents(flat: Mapping[Any, Any]) -> list[AgentRecord]:

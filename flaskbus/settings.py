@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from flaskbus import units
 from flaskbus.errors import UsageError
-from flaskbus.idempotency import Policy, header_names
+from flaskbus.idempotency import Keeper, Policy, header_names
 from flaskbus.keys import Keys
 from flaskbus.signing import check_keys, check_secret
 
@@ -294,6 +294,12 @@ class AgentSettings(CommonSettings):
         if not self.idempotency_keys:
             return None
         return Policy(int(self.idempotency_ttl * 1000), header_names(self.idempotency_identity))
+
+    @property
+    def keeper(self) -> Keeper:
+        """What is kept of answers to requests that have a record, whoever opted in."""
+        life, identity = int(self.idempotency_ttl * 1000), header_names(self.idempotency_identity)
+        return Keeper(life, self.idempotency_limit, identity)
 
 
 COMPONENTS: tuple[type[CommonSettings], ...] = (GatewaySettings, AgentSettings)

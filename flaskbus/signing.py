@@ -7,7 +7,8 @@ under the key of the mount:
 ========  =============================================================================================
 request   the mount, and every field of the entry with its value, in their order: correlation id,
           attempt, expiry, sender, method, target, head, body, and whatever a later version adds
-frame     the mount, the correlation id, and every byte of the element: version, kind, attempt, seq, content
+frame     the mount, the correlation id, the record of an Idempotency-Key if there is one (so that no
+          answer can be kept as another's), and every byte of the element: version, kind, attempt, seq, content
 ========  =============================================================================================
 
 The signature of a request is its last field, ``signature``; that of a frame is the last member of its array.
@@ -19,15 +20,13 @@ from __future__ import annotations
 import hmac
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flaskbus.errors import UsageError, WireError
 from flaskbus.routing import Mount
 
 Field = str | bytes | int
-Signer = Callable[[bytes], bytes]
-"""The bytes of a frame without its signature -> its signature."""
 
 SIGNATURE_SIZE = 32
 """Bytes of a signature: the whole output of SHA-256."""
@@ -81,21 +80,32 @@ class Seal:
             raise SignatureError("the signed request has expired")
         return signature
 
-    def frames_of(self, request_id: str) -> Signer:
-        """What signs the frames of one request."""
-        prefix = b"frame\0%s\0%s\0" % (self.mount.encode(), request_id.encode())
-        return lambda content: hmac.digest(self.key, prefix + content, "sha256")
-
-    def is_frame(self, request_id: str, element: bytes) -> bool:
-        """Whether a list element was signed for this request."""
-        content, signature = element[:-SIGNATURE_SIZE], element[-SIGNATURE_SIZE:]
-        return hmac.compare_digest(self.frames_of(request_id)(content), signature)
+    def frames(self, request_id: str, record: str = "") -> FrameSeal:
+        """What signs and checks the frames of one request; ``record`` is that of its Idempotency-Key."""
+        prefix = f"frame\0{self.mount}\0{request_id}\0{record}\0"
+        return FrameSeal(self.key, prefix.encode())
 
     def _of_request(self, fields: Sequence[bytes]) -> bytes:
         # The lengths come first: no two sequences of fields read the same.
         lengths = ",".join([str(len(field)) for field in fields])
         message = b"".join((b"request\0%s\0%s\0" % (self.mount.encode(), lengths.encode()), *fields))
         return hmac.digest(self.key, message, "sha256")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FrameSeal:
+    """Signs and checks the frames of one request."""
+
+    key: bytes
+    prefix: bytes
+
+    def sign(self, content: bytes) -> bytes:
+        """The signature of an element, from all that stands before it; see :func:`flaskbus.wire.encode_frame`."""
+        return hmac.digest(self.key, self.prefix + content, "sha256")
+
+    def is_signed(self, element: bytes) -> bool:
+        """Whether an element was signed for this request."""
+        return hmac.compare_digest(self.sign(element[:-SIGNATURE_SIZE]), element[-SIGNATURE_SIZE:])
 
 
 def _stored(field: Field) -> bytes:
@@ -140,6 +150,11 @@ class Replays:
             self._seen.pop(self._order.popleft(), None)
 
 
+def worth_saying(count: int) -> bool:
+    """Whether the so-manieth refusal is worth a line in the log: the 1st, 2nd, 4th, 8th, …"""
+    return count & (count - 1) == 0
+
+
 # Secrets and keys, as people write them
 
 
@@ -163,6 +178,11 @@ def make_key(secret: str, namespace: str, mount: str) -> str:
 def make_seal(secret: str, namespace: str, mount: str) -> Seal | None:
     """The gateway's seal of a mount; ``None`` where there is no secret."""
     return Seal(mount, bytes.fromhex(make_key(secret, namespace, mount))) if secret else None
+
+
+def secret_fingerprint(secret: str) -> str:
+    """Tells one secret from another, and gives nothing of it away; empty where there is none."""
+    return hmac.digest(secret.encode(), b"fingerprint", "sha256").hex()[:12] if secret else ""
 
 
 def parse_keys(text: str) -> Mapping[str, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from flaskbus.broker import Unavailable, connect
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
+from flaskbus.signing import parse_keys, seals_of
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.delivery import Runner
 from flaskbus_agent.moves import Moves
@@ -56,7 +57,10 @@ class Consumer:
         self.agent_id = agent_id
         self.log = log or logging.getLogger("flaskbus.agent")
         keys = Keys(settings.namespace)
-        self._served = {mount: Served(app, keys.of(mount.key)) for mount, app in apps.items()}
+        seals = seals_of(parse_keys(settings.signing_key), [mount.key for mount in apps])
+        self._served = {
+            mount: Served(app, keys.of(mount.key), seals.get(mount.key, ())) for mount, app in apps.items()
+        }
         self._by_stream = {served.keys.requests.encode(): served for served in self._served.values()}
         # A read that is under way when a mount is dropped may still deliver to it.
         self._ever_served = dict(self._by_stream)

@@ -8,6 +8,7 @@ the app streams                     push for each chunk, finish for the end
 the client is gone meanwhile        push says so; the app's iterable is closed, nothing is sent
 it waited past its deadline         finish with a failure; the app is not called
 it cannot be decoded                bury: a dead letter, and a failure to whoever waits
+it is not signed as it should be    the same; that failure is not signed either
 the broker is away at the end       the reply is kept, and sent as soon as the broker is back
 ==================================  ===========================================================
 """
@@ -29,8 +30,9 @@ from flaskbus.errors import WireError
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import NOT_RUN, Failure, Request
 from flaskbus.settings import AgentSettings
+from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
 from flaskbus_agent.channel import Channel
-from flaskbus_agent.outbox import Credit, Entry, Outbox, Running, entry_time
+from flaskbus_agent.outbox import Credit, Entry, Outbox, Running, entry_time, signer
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
 
 log = logging.getLogger("flaskbus.agent")
@@ -43,23 +45,46 @@ class Runner:
         self.settings = settings
         self.agent_id = agent_id
         self.credit = credit
+        self.keeper = settings.keeper
         self.given_up = threading.Event()
         """Set when the process ends and replies that could not be sent are lost with it."""
         self.ending = threading.Event()
         """Set when streams of events are to end at their next event boundary."""
         self.stopping = threading.Event()
         """Set when nothing more is to be begun."""
+        self._replays = Replays()
+        self._refused = 0
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
 
     def decode(self, entry: Entry, channel: Channel) -> Request | None:
         """The request of an entry; an unreadable one is buried."""
         try:
-            return wire.decode_request(entry.fields, max_body=self.settings.body_limit)
+            signature = self._check_signature(entry)
+            request = wire.decode_request(entry.fields, max_body=self.settings.body_limit)
+            if signature is not None:
+                self._replays.admit(signature)
+            return request
+        except SignatureError as error:
+            self._refused += 1
+            if worth_saying(self._refused):
+                stream = entry.served.keys.requests
+                log.error("an entry on %s is refused (%d so far): %s", stream, self._refused, error)
+            self._bury(entry, channel, str(error), signed=False)
+            return None
         except WireError as error:
             log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
             self._bury(entry, channel, str(error))
             return None
+
+    def _check_signature(self, entry: Entry) -> bytes | None:
+        """The signature of an entry, if there is to be one. Raises :class:`~flaskbus.signing.SignatureError`."""
+        seals = entry.served.seals
+        if seals:
+            return opener(seals, entry.fields, time.time())[1]
+        if signature_of(entry.fields) is not None:
+            raise SignatureError("the request is signed, and this agent has no signing key")
+        return None
 
     def run(
         self,
@@ -77,7 +102,7 @@ class Runner:
         outbox = Outbox(
             channel, entry, request, self.agent_id,
             window=self.settings.window, credit=self.credit, running=running,
-            given_up=self.given_up, ending=self.ending, on_stream=on_stream,
+            keeper=self.keeper, given_up=self.given_up, ending=self.ending, on_stream=on_stream,
         )  # fmt: skip
         try:
             reason = self._hand_back(entry, request, outbox)
@@ -118,18 +143,24 @@ class Runner:
         age = max(waited, outbox.broker_time() - entry_time(entry.entry_id))
         return "it waited past its deadline" if age > request.ttl else ""
 
-    def _bury(self, entry: Entry, channel: Channel, reason: str) -> None:
-        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read."""
+    def _bury(self, entry: Entry, channel: Channel, reason: str, *, signed: bool = True) -> None:
+        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read.
+
+        An entry that may be a stranger's must not lead to a ``signed`` word about a request of that id.
+        """
         keys = entry.served.keys
         request_id = wire.peek_id(entry.fields) or ""
         sender, attempt = wire.peek_sender(entry.fields)
         channel_name = keys.doorbell(sender) if request_id and sender else ""
+        name = wire.peek_record(entry.fields)
+        record = (keys.idempotent(name),) if name else ()
         letter = letters.of_stranger(entry.fields, reason, at=datetime.now(UTC), entry=entry.entry_id)
-        frame = wire.encode_frame(Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}"))
+        failure = Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}")
+        frame = wire.encode_frame(failure, signer(entry, request_id) if signed else None)
         try:
             channel.script(
                 "bury",
-                [keys.requests, keys.dead, keys.reply(request_id or "none")],
+                [keys.requests, keys.dead, keys.reply(request_id or "none"), *record],
                 [
                     GROUP, entry.entry_id, self.agent_id, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS,
                     channel_name, request_id, frame, *letter,

@@ -24,6 +24,7 @@ from flaskbus.keys import Keys
 from flaskbus.registry import AgentRecord, Registry
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
+from flaskbus.signing import parse_keys, seals_of
 from flaskbus_agent.board import Board, State
 
 TIMEOUT = 1.0
@@ -81,6 +82,8 @@ class Heartbeat:
         self._host = socket.gethostname()
         self._version = version("flaskbus")
         self._supervisor = supervisor
+        seals = seals_of(parse_keys(settings.signing_key), [app.mount.key for app in apps])
+        self._signing = {key: ",".join(seal.fingerprint for seal in mine) for key, mine in seals.items()}
         self._client = connect(settings.redis, timeout=TIMEOUT, name=f"agent-{self._host}-{supervisor}")
         self._registry = Registry(self._client, Keys(settings.namespace))
         self._owned: set[Mount] = set()
@@ -138,10 +141,10 @@ class Heartbeat:
     def _round(self, members: list[Member], states: dict[str, State]) -> list[tuple[MountedApp, MountTaken]]:
         self._flush()
         taken: dict[Mount, tuple[MountedApp, MountTaken]] = {}
+        trouble: redis.exceptions.ResponseError | None = None
         for member in members:
             beat = member.board.next_beat()
             for app in self.apps:
-        trouble: redis.exceptions.ResponseError | None = None
                 if app.mount in taken:
                     continue
                 # Only once: two agents that both replace would take the mount from each other for ever.
@@ -159,12 +162,12 @@ class Heartbeat:
                 except MountTaken as error:
                     taken[app.mount] = app, error
                     continue
-                self._owned.add(app.mount)
-                if self._seen.get(member.agent_id) not in (None, record.state):
-                    self._registry.announce(app.mount)
                 except redis.exceptions.ResponseError as error:
                     trouble = error  # of this mount's keys, perhaps: the others keep their leases
                     continue
+                self._owned.add(app.mount)
+                if self._seen.get(member.agent_id) not in (None, record.state):
+                    self._registry.announce(app.mount)
             member.board.claimed = member.board.claimed or trouble is None
         if trouble is not None:
             raise trouble
@@ -181,6 +184,7 @@ class Heartbeat:
             version=self._version,
             python=platform.python_version(),
             code=facts.get("code", {}).get(app.mount.key, ""),
+            signing=self._signing.get(app.mount.key, ""),
             key_fingerprint=facts.get("keys", {}).get(app.mount.key, ""),
             threads=self._settings.threads,
             busy=member.board.busy,

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flaskbus import wire
 from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.broker import Unavailable
+from flaskbus.idempotency import Keeper
 from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request
+from flaskbus.signing import Seal, opener
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.wsgi import Cancelled
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flaskbus.agent")
 
+Signer = Callable[[bytes], bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -31,6 +35,8 @@ class Served:
 
     app: WSGIApplication
     keys: MountKeys
+    seals: tuple[Seal, ...] = ()
+    """What its requests may be signed with; empty where nobody signs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,15 @@ class Entry:
     fields: Sequence[bytes]
     read_at: float
     age: float = 0.0
+
+
+def signer(entry: Entry, request_id: str) -> Signer | None:
+    """What signs the frames of a request that was signed right: the same key. ``None`` where nobody signs."""
+    seals = entry.served.seals
+    if not seals:
+        return None
+    seal = seals[0] if len(seals) == 1 else opener(seals, entry.fields, 0)[0]
+    return seal.frames(request_id, wire.peek_record(entry.fields)).sign
 
 
 def entry_time(entry_id: bytes) -> int:
@@ -108,6 +123,7 @@ class Outbox:
         window: int,
         credit: Credit,
         running: Running,
+        keeper: Keeper,
         given_up: threading.Event,
         ending: threading.Event,
         on_stream: Callable[[], None],
@@ -119,9 +135,11 @@ class Outbox:
         self._window = window
         self._credit = credit
         self._running = running
+        self._keeper = keeper
         self._given_up = given_up
         self._ending = ending
         self._on_stream = on_stream
+        self._sign = signer(entry, request.id)
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
@@ -223,8 +241,10 @@ class Outbox:
         The ``channel`` is that of the calling thread, where it is not the one that runs the app.
         """
         self._running.since = math.inf
-        encoded = [wire.encode_frame(frame) for frame in frames]
-        outcome = self._insist("finish", [*self._arguments(), wire.MAX_RING_FRAME, *encoded], channel)
+        encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
+        record, fate = self._remember(frames, sum(map(len, encoded)))
+        arguments = [*self._arguments(), wire.MAX_RING_FRAME, *fate, *encoded]
+        outcome = self._insist("finish", arguments, channel, record)
         self.settled = True
         if outcome != b"done":
             self._not_wanted(outcome)
@@ -240,6 +260,8 @@ class Outbox:
             self._credit.wait(self._request.id, 1.0)
         if isinstance(outcome, bytes):
             self.settled = True
+            if self._request.idempotency:
+                self.finish([End(self._request.attempt, self._seq)])  # its record learns that it ran
             self._not_wanted(outcome)
         self._sizes.extend(len(element) for element in encoded)
         if not self._streaming:
@@ -263,10 +285,20 @@ class Outbox:
         log.debug("request %s is not ours any more (%s)", self._request.id, outcome)
         raise Cancelled
 
-    def _insist(self, script: str, args: list[Argument], channel: Channel | None = None) -> int | bytes:
+    def _remember(self, frames: list[Frame], size: int) -> tuple[tuple[str, ...], tuple[Argument, ...]]:
+        """The key of the record of the request's Idempotency-Key, and what becomes of it; nothing without one."""
+        request = self._request
+        if not request.idempotency:
+            return (), ()
+        fate = self._keeper.fate(request.headers, frames, size)
+        return (self._entry.served.keys.idempotent(request.idempotency),), (self._keeper.life, fate)
+
+    def _insist(
+        self, script: str, args: list[Argument], channel: Channel | None = None, record: tuple[str, ...] = ()
+    ) -> int | bytes:
         """Run a script, again after each lost answer: a second run of any of them changes nothing."""
         keys = self._entry.served.keys
-        names = [keys.requests, keys.reply(self._request.id)]
+        names = [keys.requests, keys.reply(self._request.id), *record]
         answer: int | bytes = self._again(lambda: (channel or self._channel).script(script, names, args))
         return answer
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import click
 import redis
 
-from flaskbus.client import BusClient, Outgoing
+from flaskbus.client import Outgoing
 from flaskbus.commands.dead_views import HEAD, contents, count, document, echo, lines, row, short
 from flaskbus.commands.request import BAD_STATUS, BUS_FAILED, duration, header, read_body, show
-from flaskbus.commands.tools import Bus, columns, json_option, known_mount, with_bus
+from flaskbus.commands.tools import Bus, bus_client, columns, json_option, known_mount, with_bus
 from flaskbus.commands.unmount import confirmed
 from flaskbus.errors import BusError, UsageError
 from flaskbus.letters import Letter, Mend, mended
@@ -321,7 +321,7 @@ def build(letter: Letter, mend: Mend, timeout: float) -> Outgoing:
 
 def send(bus: Bus, outgoing: Outgoing, letter: Letter, *, alone: bool, include: bool) -> int:
     """Send it and show the answer, whole or as a line; its status."""
-    with BusClient(bus.client, bus.settings).send(outgoing) as answer:
+    with bus_client(bus).send(outgoing) as answer:
         if alone:
             show(answer, sys.stdout.buffer, include or outgoing.method == "HEAD")
         else:

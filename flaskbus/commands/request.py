@@ -13,8 +13,8 @@ import click
 
 from flaskbus import __version__, units
 from flaskbus.answer import Answer
-from flaskbus.client import BusClient, Outgoing
-from flaskbus.commands.tools import Bus, with_bus
+from flaskbus.client import Outgoing
+from flaskbus.commands.tools import Bus, bus_client, with_bus
 from flaskbus.errors import BusError, UsageError
 from flaskbus.messages import Headers
 from flaskbus.options import FlaskbusCommand
@@ -71,7 +71,7 @@ def request(
     body, seconds = read_body(data), duration(timeout)
     try:
         outgoing = build(words, headers, body, host, seconds)
-        with BusClient(bus.client, bus.settings).send(outgoing) as answer:
+        with bus_client(bus).send(outgoing) as answer:
             show(answer, sys.stdout.buffer, include or outgoing.method == "HEAD")
     except BusError as error:
         click.echo(f"flaskbus request: {error.title}: {error.detail} (executed: {error.executed})", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,16 @@ import click
 import redis
 
 from flaskbus.broker import connect, mask
+from flaskbus.client import BusClient
 from flaskbus.commands import DEFAULTS
-from flaskbus.config import DEFAULT, Resolved
+from flaskbus.config import DEFAULT, ConfigFile, Resolved, read_secrets, resolve
 from flaskbus.errors import StartError, UsageError
 from flaskbus.keys import Keys
 from flaskbus.options import Callback, settings_options
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
-from flaskbus.settings import CommonSettings, S
+from flaskbus.settings import AgentSettings, CommonSettings, GatewaySettings, S
+from flaskbus.signing import Seal, make_seal, parse_keys
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,28 @@ def with_bus(function: Callback) -> Callback:
             return function(*args, bus=Bus(settings, client, Keys(settings.namespace)), **params)
 
     return command
+
+
+def bus_client(bus: Bus) -> BusClient:
+    """What sends requests, signed where the environment or the configuration file has the means for it.
+
+    Those are the gateways' secret, or an agent's key. Raises :class:`~flaskbus.errors.UsageError`.
+    """
+    file = click.get_current_context().obj.file
+    secret = _settings(GatewaySettings, file).signing_secret
+    keys = parse_keys(_settings(AgentSettings, file).signing_key)
+
+    def find(mount: str) -> Seal | None:
+        if secret:
+            return make_seal(secret, bus.settings.namespace, mount)
+        mine = keys.get(mount) or keys.get("")
+        return Seal(mount, bytes.fromhex(mine[0])) if mine else None
+
+    return BusClient(bus.client, bus.settings, find)
+
+
+def _settings(kind: type[S], file: ConfigFile | None) -> S:
+    return read_secrets(resolve(kind, flags={}, environ=os.environ, file=file)).settings
 
 
 def with_defaults(settings: S) -> S:

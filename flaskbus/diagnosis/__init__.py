@@ -26,7 +26,8 @@ __all__ = ["BrokerFacts", "Facts", "Finding", "MountFacts", "Severity", "Stuck",
 
 def diagnose(facts: Facts) -> list[Finding]:
     """All findings: the broker's, then the bus's, then each mount's."""
-    found = [*of_broker(facts.broker), *_gateways(facts), *_versions(facts), *_leaks(facts)]
+    found = [*of_broker(facts.broker), *_gateways(facts), *_versions(facts), *_secrets(facts)]
+    found += _leaks(facts)
     for mount in facts.mounts:
         found += of_mount(mount, facts)
     return found
@@ -56,6 +57,16 @@ def _versions(facts: Facts) -> Iterator[Finding]:
             "versions",
             f"flaskbus differs: gateways {listed(gateways)}, agents {listed(agents)}",
             "neighbouring versions understand each other; finish the upgrade",
+        )
+
+
+def _secrets(facts: Facts) -> Iterator[Finding]:
+    if len({str(facts.gateways[name].get("signing", "")) for name in facts.alive_gateways}) > 1:
+        yield Finding(
+            "error",
+            "signing",
+            "gateways have different signing secrets, or only some of them have one",
+            "give all of them the same FLASKBUS_SIGNING_SECRET, and restart them",
         )
 
 

@@ -40,6 +40,7 @@ def _findings(mount: MountFacts, facts: Facts) -> Iterator[Finding]:
         return
     yield from _queue(mount, keys)
     yield from _agents(mount, keys, facts)
+    yield from _signing(mount, facts)
     yield from _differences(mount)
 
 
@@ -137,6 +138,29 @@ def _agents(mount: MountFacts, keys: MountKeys, facts: Facts) -> Iterator[Findin
             )
 
 
+def _signing(mount: MountFacts, facts: Facts) -> Iterator[Finding]:
+    """Agents and gateways that do not sign alike refuse each other's word."""
+    name = mount.view.mount.name
+    if not facts.alive_gateways:
+        return
+    gateways_sign = any(facts.gateways[gateway].get("signing") for gateway in facts.alive_gateways)
+    for record in serving(mount):
+        if gateways_sign and not record.signing:
+            yield Finding(
+                "error",
+                name,
+                f"agent {record.id} has no signing key, and the gateways sign: it refuses every request",
+                f"flaskbus key {shlex.quote(name)}, for FLASKBUS_SIGNING_KEY of its agents",
+            )
+        elif record.signing and not gateways_sign:
+            yield Finding(
+                "error",
+                name,
+                f"agent {record.id} takes signed requests only, and no gateway signs",
+                "give the gateways FLASKBUS_SIGNING_SECRET, or take FLASKBUS_SIGNING_KEY from the agent",
+            )
+
+
 def _differences(mount: MountFacts) -> Iterator[Finding]:
     """Agents of one mount share its requests, so a client meets any of them."""
     running = serving(mount)
@@ -158,6 +182,12 @@ _SAME: tuple[tuple[str, Severity, str, str], ...] = (
         "error",
         "have different SECRET_KEYs: a session of one is no session for the other",
         "give all of them the same SECRET_KEY, and restart them",
+    ),
+    (
+        "signing",
+        "warning",
+        "have different signing keys: some of them refuse what others take",
+        "give all of them the same FLASKBUS_SIGNING_KEY, and restart them",
     ),
     ("code", "warning", "run different code", "restart those that run the old one (HUP loads it anew)"),
     ("python", "warning", "run on different versions of Python", "use the same in every place"),

@@ -2,6 +2,7 @@
 --
 -- KEYS  1 request stream   2 reply list   3 record, for a request with an Idempotency-Key
 -- ARGV  1 group   2 entry id   3 the dead consumer   4 number of the new attempt
+--       5… names and values of other fields that the new entry has otherwise (its signature)
 --
 -- outcome             when                                           what was done
 -- requeued, entry id  the entry is pending, the dead one's, and      acked, deleted, added again with the same
@@ -27,9 +28,9 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 if #fields == 0 then return {'finished'} end
 redis.call('XDEL', KEYS[1], ARGV[2])
 fields = fields[1][2]
-for i = 1, #fields, 2 do
-  if fields[i] == 'attempt' then fields[i + 1] = ARGV[4] end
-end
+local changed = {attempt = ARGV[4]}
+for i = 5, #ARGV, 2 do changed[ARGV[i]] = ARGV[i + 1] end
+for i = 1, #fields, 2 do fields[i + 1] = changed[fields[i]] or fields[i + 1] end
 local added = redis.call('XADD', KEYS[1], '*', unpack(fields))
 if KEYS[3] and redis.call('HGET', KEYS[3], 'entry') == ARGV[2] then redis.call('HSET', KEYS[3], 'entry', added) end
 return {'requeued', added}

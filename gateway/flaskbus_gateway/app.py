@@ -164,6 +164,10 @@ class Gateway:
         if mount is None:
             mount = await self._look_again(board, incoming)
         state = board.directory.states[mount]
+        headers = tuple(incoming.headers)
+        record = ""
+        if state.policy is not None:
+            record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
         board.admission.admit(state.queue, mount.name, incoming.content_length or 0)
         body = b""
         if has_body(scope, incoming):
@@ -183,9 +187,10 @@ class Gateway:
             http_version=scope["http_version"],
             client=incoming.client,
             server=incoming.server,
-            headers=tuple(incoming.headers),
+            headers=headers,
             traceparent=incoming.traceparent,
             body=body,
+            idempotency=record,
         )
 
     async def _look_again(self, board: Switchboard, incoming: Incoming) -> Mount:

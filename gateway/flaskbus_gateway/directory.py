@@ -18,9 +18,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from flaskbus.broker import parse_info
+from flaskbus.idempotency import Policy
 from flaskbus.keys import GROUP, Keys
 from flaskbus.registry import mount_from_key, parse_agents
 from flaskbus.routing import Mount, Table
+from flaskbus.signing import Seal
 from flaskbus_gateway.admission import Look, entry_id
 from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
 from flaskbus_gateway.mounts import MountState as MountState
@@ -38,6 +40,14 @@ STALL = 1.0
 """Seconds after which an agent's heartbeat fails for want of an answer; what takes a gateway as long was a stall."""
 
 
+_UNLIKE = (
+    "agent %s of %s has not the key with which this gateway signs: it will refuse every request; "
+    "its key is printed by: flaskbus key %s",
+    "agent %s of %s takes signed requests only, and this gateway has no --signing-secret: it will refuse every "
+    "request to %s",
+)
+
+
 class Directory:
     """The mounts of one namespace, kept up to date over the gateway's link.
 
@@ -45,7 +55,7 @@ class Directory:
     gained its first agent, lost its last, or began to fail; ``on_doubtful(state, entries)`` with entries that
     outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests;
     ``on_stall()`` when nobody could be observed; ``on_memory(info)`` with the broker's account of its memory,
-    empty where it may not be asked. ``heartbeat()`` sends this gateway's own.
+    empty where it may not be asked. ``heartbeat()`` sends this gateway's own; ``seal(key)`` signs for a mount.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class Directory:
         on_stall: Callable[[], None],
         on_memory: Callable[[Mapping[str, Any]], None],
         heartbeat: Callable[[], Coroutine[Any, Any, None]],
+        seal: Callable[[str], Seal | None],
     ) -> None:
         self.link = link
         self.keys = keys
@@ -76,6 +87,7 @@ class Directory:
         self.on_stall = on_stall
         self.on_memory = on_memory
         self.heartbeat = heartbeat
+        self.seal = seal
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
         self.known = asyncio.Event()
@@ -146,7 +158,7 @@ class Directory:
         listed = await self._listed()
         await self._look_at_memory()
         states = {
-            mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key))
+            mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key), self.seal(mount.key))
             for mount in listed | self.states.keys()
         }
         views = await asyncio.gather(*map(self._view, states.values()), return_exceptions=True)
@@ -198,10 +210,10 @@ class Directory:
         except AnswerError:  # our user may not ask
             self.on_memory({})
 
-    async def _view(self, state: MountState) -> tuple[bytes | None, list[bytes], int, Answer]:
-        """Owner, agents and queue of a mount."""
+    async def _view(self, state: MountState) -> tuple[list[bytes | None], list[bytes], int, Answer]:
+        """Owner and settings, agents, and queue of a mount."""
         owner, agents, (begun, found) = await asyncio.gather(
-            self.link.call("HGET", state.keys.owner, "name"),
+            self.link.call("HMGET", state.keys.owner, "name", *Policy.FIELDS),
             self.link.call("HGETALL", state.keys.agents),
             self._measure(state),
         )
@@ -214,7 +226,7 @@ class Directory:
     async def _take_in(
         self,
         state: MountState,
-        owner: bytes | None,
+        told: list[bytes | None],
         agents: list[bytes],
         begun: int,
         found: Answer,
@@ -222,18 +234,21 @@ class Directory:
         listed: bool,
     ) -> bool:
         """What was seen of a mount; whether it is still one."""
+        owner, *policy = told
         if owner is None and not self._comes_back(state):
             await self._forget(state)
             return False
         if owner is not None:
             state.missing_since = None
+            state.policy = Policy.load(*policy)
             if not listed:
                 log.warning("%s was struck off the list of mounts; it is listed again", state.mount.name)
                 await self.link.script("enlist", [self.keys.mounts], [state.mount.key])
         if found == b"gone":
             await self._repair(state)
             found = [0, 0, []]
-        state.holders = {name.decode(): int(count) for name, count in found[2]}
+        # Agents have ASCII names; another consumer's is nobody that could be found dead.
+        state.holders = {name.decode(): int(count) for name, count in found[2] if name.isascii()}
         if owner is not None:
             await self._observe(state, agents)
         state.queue.look(begun, _read(found), self.link.loop.time(), state.alive_since)
@@ -260,6 +275,8 @@ class Directory:
                 "agent %s of %s has sent no heartbeat for %g s", agent_id, state.mount.name, self.lease
             )
             await self.link.script("leave", [state.keys.agents, state.keys.requests], [GROUP, agent_id])
+        for agent_id in state.judge_signing():
+            log.error(_UNLIKE[state.seal is None], agent_id, state.mount.name, state.mount.name)
         if (state.alive, state.failing) != before:
             self.on_change(state)
         for consumer in state.orphans(known, now, self.lease):

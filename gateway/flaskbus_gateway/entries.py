@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection
 
 from flaskbus import errors, wire
 from flaskbus.keys import MountKeys
+from flaskbus.messages import Request
+from flaskbus.signing import Field, Seal
 from flaskbus_gateway.link import Answer, AnswerError, Link
+
+
+def encode(request: Request, seal: Seal | None) -> list[Field]:
+    """The fields and values of a request's entry; signed, where this gateway signs, and valid for its ``ttl``."""
+    plain = wire.encode_request(request)
+    if seal is None:
+        return plain
+    return seal.sign_request(plain, math.ceil(time.time() + request.ttl / 1000))
 
 
 async def locate(link: Link, keys: MountKeys, wanted: Collection[str]) -> dict[str, bytes]:
@@ -15,8 +27,8 @@ async def locate(link: Link, keys: MountKeys, wanted: Collection[str]) -> dict[s
     end = "+"
     while True:
         entries: list[Answer] = await link.call("XREVRANGE", keys.requests, end, "-", "COUNT", 500)
-        for entry_id, fields in entries:
-            request_id = wire.peek_id(fields)
+        for entry_id, members in entries:
+            request_id = wire.peek_id(members)
             if request_id is not None and request_id in wanted:
                 found[request_id] = bytes(entry_id)
         if len(entries) < 500 or len(found) == len(wanted):

@@ -13,13 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flaskbus import errors, wire
+from flaskbus import errors
 from flaskbus.keys import GROUP
 from flaskbus.messages import NOT_RUN, Chunk, End, Failure, Frame, Head, Reply, Request
-from flaskbus_gateway.entries import locate, refused
+from flaskbus_gateway.entries import encode, locate, refused
+from flaskbus_gateway.idempotency import send_once
 from flaskbus_gateway.link import AnswerError, LinkDown, LinkError, LinkLost
 from flaskbus_gateway.replies import ReplyList
 
@@ -56,6 +58,7 @@ class Exchange:
         "gone",
         "has_head",
         "holding",
+        "record",
         "replies",
         "request",
         "started",
@@ -77,6 +80,9 @@ class Exchange:
         """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
         self.earlier_runs = 0
         """How many attempts before this one may have run."""
+        self.record = (state.keys.idempotent(request.idempotency),) if request.idempotency else ()
+        """The key of the record of its Idempotency-Key, for the scripts that take one."""
+        seal = state.seal.frames(request.id, request.idempotency) if state.seal else None
         self.replies = ReplyList(
             board.link,
             state.keys.reply(request.id),
@@ -84,6 +90,7 @@ class Exchange:
             max_frame=board.max_frame,
             spawn=board.spawn,
             on_news=self._wake,
+            is_signed=None if seal is None else seal.is_signed,
         )
         self._waiter: asyncio.Future[None] | None = None
         self._failure: errors.BusError | StreamEnded | None = None
@@ -94,17 +101,29 @@ class Exchange:
         """The attempt that counts now, from 1."""
         return self.replies.attempt
 
+    @property
+    def distrust(self) -> str:
+        """Why answers that came were not believed; empty where none came, or all were."""
+        if not self.replies.forged:
+            return ""
+        name = self.state.mount.name
+        return f"an answer came that was not signed as it should be; do the agents of {name} have the key of {name}?"
+
     # Sending
 
     async def send(self) -> None:
         """Put the request on the stream of its mount."""
         # A stream without its group would take requests that nobody can read.
-        command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *wire.encode_request(self.request))
+        entry = encode(self.request, self.state.seal)
+        command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *entry)
         board = self._board
         deadline = board.now() + board.BROKER_WAIT
         while True:
             try:
-                self.entry_id = await board.link.call(*command)
+                if self.record:
+                    await self._send_once(entry)
+                else:
+                    self.entry_id = await board.link.call(*command)
             except LinkLost:
                 # It may be in the stream: the reply, or a look at the stream, will tell.
                 self.replies.dirty = self.adrift = True
@@ -116,7 +135,7 @@ class Exchange:
                 continue
             except AnswerError as error:
                 raise refused(error) from None
-            if self.entry_id is not None:
+            if self.entry_id is not None or self.replies.frames:
                 return
             # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
             if board.now() > deadline:
@@ -124,6 +143,29 @@ class Exchange:
             await board.directory.fresh()
             if self.state.mount not in board.directory.states:
                 raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
+
+    async def _send_once(self, fields: Sequence[str | bytes | int]) -> None:
+        """Send a request with an Idempotency-Key, unless it was sent before: then its answer is in hand.
+
+        Raises :class:`~flaskbus.errors.BusError` where it is not to be sent, and has no answer (yet).
+        """
+        try:
+            sent = await send_once(
+                self._board.link,
+                self.state.keys,
+                self.request,
+                fields,
+                life=self.state.policy.ttl if self.state.policy else 0,
+                max_frame=self._board.max_frame,
+                seal=self.state.seal,
+            )
+        except errors.BusError:
+            self.ended = True  # there is nothing to take back
+            raise
+        if isinstance(sent, Reply):
+            self.replies.frames.append(sent)
+        else:
+            self.entry_id = sent
 
     # Receiving
 
@@ -226,7 +268,7 @@ class Exchange:
         raise errors.DeadlineAfterDelivery(
             f"{self.state.mount.name} has not answered within {waited:.1f} s"
             if outcome == "delivered"
-            else f"what became of the request cannot be told ({outcome})"
+            else self.distrust or f"what became of the request cannot be told ({outcome})"
         )
 
     async def withdraw(self) -> str:
@@ -238,7 +280,8 @@ class Exchange:
                 return "finished"
             self.replies.dirty = True  # a reply may arrive until the script has run
             outcome: bytes = await asyncio.wait_for(
-                link.script("withdraw", [keys.requests], [GROUP, entry_id]), self._board.BROKER_WAIT
+                link.script("withdraw", [keys.requests, *self.record], [GROUP, entry_id]),
+                self._board.BROKER_WAIT,
             )
             return outcome.decode()
         except (LinkError, AnswerError, TimeoutError):

@@ -5,12 +5,14 @@ What is known of the reply list, from its front:
     | done: may be trimmed | seen: in hand, or being handed to the client | not seen yet |
 
 Frames are taken in the order of ``seq`` of one attempt. A frame that came before, or that belongs to another
-attempt, is dropped; one that comes too early says that a part was lost, which ends the reply.
+attempt, is dropped; one that comes too early says that a part was lost, which ends the reply. Where frames
+are signed, one that is not signed right is dropped before all else.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from flaskbus import wire
 from flaskbus.errors import WireError
@@ -18,19 +20,28 @@ from flaskbus.messages import Failure, Frame
 
 
 class Inbox:
-    """The frames that came and were not handed over yet. ``max_frame``: largest list element in bytes."""
+    """The frames that came and were not handed over yet.
 
-    __slots__ = ("_max_frame", "_next_seq", "attempt", "done", "frames", "seen")
+    ``max_frame``: largest list element in bytes; ``is_signed`` says of an element whether it is, ``None`` where
+    nobody signs.
+    """
 
-    def __init__(self, attempt: int, max_frame: int) -> None:
+    __slots__ = ("_is_signed", "_max_frame", "_next_seq", "attempt", "done", "forged", "frames", "seen")
+
+    def __init__(
+        self, attempt: int, max_frame: int, is_signed: Callable[[bytes], bool] | None = None
+    ) -> None:
         self.attempt = attempt
         self.frames: deque[Frame] = deque()
         self.seen = 0
         """Elements at the front of the list that were read."""
         self.done = 0
         """How many of those are not needed on the list any more."""
+        self.forged = 0
+        """Elements that were not signed right."""
         self._next_seq = 0
         self._max_frame = max_frame
+        self._is_signed = is_signed
 
     def take_listed(self, elements: list[bytes]) -> None:
         """Elements of the list, read from place :attr:`seen` on."""
@@ -60,6 +71,9 @@ class Inbox:
         self.seen = self.done = self._next_seq = 0
 
     def _take(self, element: bytes) -> bool:
+        if self._is_signed is not None and (len(element) > self._max_frame or not self._is_signed(element)):
+            self.forged += 1
+            return False
         try:
             frame = wire.decode_frame(element, max_size=self._max_frame)
         except WireError as error:

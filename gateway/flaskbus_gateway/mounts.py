@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from flaskbus.idempotency import Policy
 from flaskbus.keys import MountKeys
 from flaskbus.registry import AgentRecord
 from flaskbus.routing import Mount
+from flaskbus.signing import Seal
 from flaskbus_gateway.admission import Queue
 
 
@@ -25,6 +27,8 @@ class MountState:
 
     mount: Mount
     keys: MountKeys
+    seal: Seal | None = None
+    """Signs what goes there and checks what comes from there; ``None`` where this gateway signs nothing."""
     pulses: dict[str, Pulse] = field(default_factory=dict)
     records: dict[str, AgentRecord] = field(default_factory=dict)
     queue: Queue = field(default_factory=Queue)
@@ -36,8 +40,12 @@ class MountState:
     """How many requests each consumer of the group holds, at the last look."""
     seen: dict[str, float] = field(default_factory=dict)
     """Consumers that hold something and are not listed, and since when (monotonic seconds)."""
+    unlike: set[str] = field(default_factory=set)
+    """Agents that are ready, and sign otherwise than this gateway does: neither believes the other."""
     failing: str = ""
     """Why its agents do not start; empty where at least one may come."""
+    policy: Policy | None = None
+    """What its agents ask of requests with an Idempotency-Key; ``None`` where they did not opt in."""
 
     @property
     def alive(self) -> bool:
@@ -66,6 +74,15 @@ class MountState:
         failed = [record.reason for record in self.records.values() if record.state == "failed"]
         self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
         return lost
+
+    def judge_signing(self) -> list[str]:
+        """The ids of agents that were not known to sign otherwise than this gateway does."""
+        mine = self.seal.fingerprint if self.seal else ""
+        ready = (record for record in self.records.values() if record.state == "ready")
+        unlike = {record.id for record in ready if mine not in record.signing.split(",")}
+        new = unlike - self.unlike
+        self.unlike = unlike
+        return sorted(new)
 
     def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
         """Consumers that hold requests and are dead.

@@ -9,20 +9,23 @@ it may not run again, or its head went out     withdrawn, and 502 ``unknown`` or
 its gateway is dead                            withdrawn: nobody waits for it
 its entry vanished and no reply lies there     502 ``unknown``
 =============================================  ==================================================
+
+A request may run again if its method is idempotent or its Idempotency-Key counts, and nothing of an answer went out.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from flaskbus import errors, letters, wire
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import Failure
+from flaskbus.signing import Field
 from flaskbus_gateway.directory import MountState
-from flaskbus_gateway.entries import locate
+from flaskbus_gateway.entries import encode, locate
 from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.link import AnswerError, Link, LinkError
 
@@ -69,7 +72,7 @@ class Reaper:
     async def _settle(self, exchange: Exchange, consumer: str) -> None:
         """Run it again if that is allowed, and end it if not."""
         request = exchange.request
-        if exchange.has_head or request.method not in IDEMPOTENT:
+        if exchange.has_head or not (request.method in IDEMPOTENT or request.idempotency):
             await self._end(exchange, f"the agent {consumer} died while it held the request")
         elif exchange.earlier_runs + 1 >= self.attempts:
             await self._bury(exchange, consumer)
@@ -77,8 +80,8 @@ class Reaper:
             keys = exchange.state.keys
             outcome, *entry = await self.link.script(
                 "requeue",
-                [keys.requests, keys.reply(request.id)],
-                [GROUP, exchange.entry_id or "", consumer, exchange.attempt + 1],
+                [keys.requests, keys.reply(request.id), *exchange.record],
+                [GROUP, exchange.entry_id or "", consumer, *_next_attempt(exchange)],
             )
             if outcome == b"requeued":
                 log.warning("the agent %s died; %s %s runs again", consumer, request.method, request.target)
@@ -110,7 +113,7 @@ class Reaper:
         frame = wire.encode_frame(Failure(exchange.attempt, 0, "agent-lost", reason))
         await self.link.script(
             "bury",
-            [keys.requests, keys.dead, keys.reply(request.id)],
+            [keys.requests, keys.dead, keys.reply(request.id), *exchange.record],
             [
                 GROUP, entry_id, consumer, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS, "", request.id, frame, *letter,
             ],
@@ -122,7 +125,13 @@ class Reaper:
         entries = await self.link.call("XRANGE", state.keys.requests, entry_id, entry_id)
         fields = entries[0][1] if entries else []
         if not self.gateway_lives(wire.peek_sender(fields)[0]):
-            await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
+            await self._withdraw(state, entry_id, fields)
+
+    async def _withdraw(self, state: MountState, entry_id: bytes, fields: Sequence[bytes]) -> None:
+        """Take back what nobody waits for; its Idempotency-Key, if it has one, may be used again."""
+        record = wire.peek_record(fields)
+        keys = [state.keys.requests, state.keys.idempotent(record)] if record else [state.keys.requests]
+        await self.link.script("withdraw", keys, [GROUP, entry_id])
 
     async def gateway_died(self, state: MountState, process: str) -> None:
         """Withdraw what a dead gateway had sent and nobody has taken: no client waits for it."""
@@ -131,7 +140,7 @@ class Reaper:
             entries = await self.link.call("XRANGE", state.keys.requests, start, "+", "COUNT", 500)
             for entry_id, fields in entries:
                 if wire.peek_sender(fields)[0] == process:
-                    await self.link.script("withdraw", [state.keys.requests], [GROUP, entry_id])
+                    await self._withdraw(state, entry_id, fields)
             if len(entries) < 500:
                 return
             start = "(" + entries[-1][0].decode()
@@ -148,7 +157,7 @@ class Reaper:
             for place in missing:
                 exchange = known[place - 1]
                 if exchange.entry_id == entry_ids[place - 1] and not await exchange.has_news():
-                    exchange.fail(errors.AgentLost("the broker lost the request"))
+                    exchange.fail(errors.AgentLost(exchange.distrust or "the broker lost the request"))
         except (LinkError, AnswerError):
             return  # the next round looks again
 
@@ -158,3 +167,12 @@ class Reaper:
             found = await locate(self.link, state.keys, {exchange.request.id for exchange in exchanges})
             for exchange in exchanges:
                 await exchange.settle_adrift(found.get(exchange.request.id))
+
+
+def _next_attempt(exchange: Exchange) -> list[Field]:
+    """What changes in the entry: the number of the attempt, and then names and values of other fields."""
+    attempt, seal = exchange.attempt + 1, exchange.state.seal
+    if seal is None:
+        return [attempt]
+    signed = encode(replace(exchange.request, attempt=attempt), seal)
+    return [attempt, *signed[-4:]]  # the expiry and the signature

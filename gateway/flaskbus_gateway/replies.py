@@ -22,7 +22,7 @@ class ReplyList:
     """Frames of one exchange, in their order.
 
     ``key`` is the list; ``spawn`` runs a coroutine beside the exchange; ``on_news`` is called when frames may
-    have come; ``max_frame`` is the size of the largest frame in bytes.
+    have come; ``max_frame`` is the size of the largest frame in bytes; ``is_signed`` is an inbox's.
     """
 
     __slots__ = (
@@ -38,12 +38,13 @@ class ReplyList:
         max_frame: int,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         on_news: Callable[[], None],
+        is_signed: Callable[[bytes], bool] | None = None,
     ) -> None:
         self.key = key
         self._link = link
         self._spawn = spawn
         self._on_news = on_news
-        self._inbox = Inbox(attempt, max_frame)
+        self._inbox = Inbox(attempt, max_frame, is_signed)
         self.frames: deque[Frame] = self._inbox.frames
         self.dirty = False
         """Whether something may lie on the list."""
@@ -54,6 +55,11 @@ class ReplyList:
     def attempt(self) -> int:
         """The run whose frames are taken; others' are dropped."""
         return self._inbox.attempt
+
+    @property
+    def forged(self) -> int:
+        """How many elements were dropped because they were not signed right."""
+        return self._inbox.forged
 
     def next_attempt(self) -> None:
         """Another agent may run it: what the one before still sends is not for the client."""
@@ -101,6 +107,9 @@ class ReplyList:
             self._look_again = True  # it was another run's list
             return
         self._inbox.take_listed(elements)
+        if self.forged and not self.frames:
+            # Else a stranger's word would look, for as long as it lies there, as if an answer was on its way.
+            self._link.tell("LTRIM", self.key, self._inbox.trimmed(), -1)
         if len(elements) == BATCH:
             self._look_again = True
 

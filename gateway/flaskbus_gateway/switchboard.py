@@ -20,6 +20,7 @@ from flaskbus.memory import room
 from flaskbus.messages import Failure
 from flaskbus.registry import UNMOUNTED
 from flaskbus.settings import GatewaySettings
+from flaskbus.signing import make_seal, secret_fingerprint
 from flaskbus_gateway.admission import Admission
 from flaskbus_gateway.cluster_link import link_to
 from flaskbus_gateway.directory import STALL, Directory, MountState
@@ -80,6 +81,7 @@ class Switchboard:
             on_stall=lambda: self.peers.forgive(self.now()),
             on_memory=self._memory_seen,
             heartbeat=self._beat,
+            seal=lambda key: make_seal(settings.signing_secret, settings.namespace, key),
         )
         self.reaper = Reaper(self.link, settings.attempts, settings.dead_body, self.peers.lives)
 
@@ -232,7 +234,8 @@ class Switchboard:
             sender, attempt = wire.peek_sender(fields)
             failure = Failure(attempt, 0, "agent-lost", "the queue lost track of who had the request")
             reply = state.keys.reply(request_id)
-            self.link.tell("RPUSH", reply, wire.encode_frame(failure))
+            seal = state.seal.frames(request_id, wire.peek_record(fields)) if state.seal else None
+            self.link.tell("RPUSH", reply, wire.encode_frame(failure, None if seal is None else seal.sign))
             self.link.tell("PEXPIRE", reply, LIST_TTL_MS)
             self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
 
@@ -306,6 +309,7 @@ class Switchboard:
             "open": self.admission.open,
             "mounts": sorted(mount.key for mount in self.directory.states),
             "at": round(time.time(), 3),
+            "signing": secret_fingerprint(self.settings.signing_secret),
         }
         await self.link.script(
             "enlist", [self.keys.gateways], [self.process, json.dumps(record, separators=(",", ":"))]

@@ -52,6 +52,9 @@ FACTS = Facts(
 )
 
 
+SIGNING = {"version": "0.1.0", "beat": 1, "signing": "a1"}
+
+
 def bad(facts: Facts) -> list[Finding]:
     """Whatever is not well."""
     return [finding for finding in diagnose(facts) if finding.severity != "ok"]
@@ -245,3 +248,44 @@ def test_a_mend_survives_the_shell() -> None:
 def test_the_age_of_an_entry_is_never_negative() -> None:
     assert entry_age(b"1800000000000-0", NOW + 2) == 2.0
     assert entry_age(b"1800000009000-7", NOW) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gateways", "agents", "severity", "check", "what"),
+    [
+        ({"g": SIGNING}, ("", ""), "error", "/app", "agent one has no signing key, and the gateways sign"),
+        (
+            {"g": {}},
+            ("k", "k"),
+            "error",
+            "/app",
+            "agent one takes signed requests only, and no gateway signs",
+        ),
+        ({"g": SIGNING}, ("k", "k,l"), "warning", "/app", "have different signing keys"),
+        ({"g": SIGNING, "h": {}}, ("k", "k"), "error", "signing", "or only some of them have one"),
+        ({"g": SIGNING, "h": {"signing": []}}, ("k", "k"), "error", "signing", "different signing secrets"),
+    ],
+)
+def test_whoever_signs_otherwise(
+    gateways: dict[str, Any], agents: tuple[str, str], severity: Severity, check: str, what: str
+) -> None:
+    records = tuple(replace(record, signing=key) for record, key in zip((ONE, TWO), agents, strict=True))
+    facts = replace(
+        of_mount(agents=records),
+        gateways={name: {**FACTS.gateways["g"], **record} for name, record in gateways.items()},
+        alive_gateways=frozenset(gateways),
+    )
+    first = bad(facts)[0]
+    assert (first.severity, first.check) == (severity, check)
+    assert what in first.what
+
+
+def test_nobody_is_blamed_for_gateways_that_are_away() -> None:
+    records = (replace(ONE, signing="k"), replace(TWO, signing="k"))
+    facts = replace(of_mount(agents=records), gateways={}, alive_gateways=frozenset())
+    assert only(facts).what == "no gateway is alive"
+
+
+def test_all_sign() -> None:
+    records = (replace(ONE, signing="k"), replace(TWO, signing="k"))
+    assert bad(replace(of_mount(agents=records), gateways={"g": SIGNING})) == []

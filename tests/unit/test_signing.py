@@ -99,7 +99,7 @@ class TestRequests:
             SEAL.check_request(fields, NOW)
 
     def test_a_frame_is_no_request(self) -> None:
-        signature = SEAL.frames_of("id1")(b"")
+        signature = SEAL.frames("id1").sign(b"")
         with pytest.raises(SignatureError, match="wrong"):
             SEAL.check_request([b"signature", signature], NOW)
 
@@ -130,38 +130,45 @@ class TestRequests:
 class TestFrames:
     @given(frames)
     def test_signed_right(self, frame: Frame) -> None:
-        element = wire.encode_frame(frame, SEAL.frames_of("id1"))
-        assert SEAL.is_frame("id1", element)
+        element = wire.encode_frame(frame, SEAL.frames("id1").sign)
+        assert SEAL.frames("id1").is_signed(element)
         # A reader without a key sees the frame, and one member more.
         assert wire.decode_frame(element, max_size=1 << 20) == frame
         assert element[-SIGNATURE_SIZE - 2 : -SIGNATURE_SIZE] == b"\xc4\x20"
 
     @given(frames, st.data())
     def test_any_changed_byte(self, frame: Frame, data: st.DataObject) -> None:
-        element = bytearray(wire.encode_frame(frame, SEAL.frames_of("id1")))
+        element = bytearray(wire.encode_frame(frame, SEAL.frames("id1").sign))
         element[data.draw(st.integers(0, len(element) - 1))] ^= data.draw(st.integers(1, 255))
-        assert not SEAL.is_frame("id1", bytes(element))
+        assert not SEAL.frames("id1").is_signed(bytes(element))
 
     @given(frames, st.data())
     def test_a_cut_one(self, frame: Frame, data: st.DataObject) -> None:
-        element = wire.encode_frame(frame, SEAL.frames_of("id1"))
-        assert not SEAL.is_frame("id1", element[: data.draw(st.integers(0, len(element) - 1))])
+        element = wire.encode_frame(frame, SEAL.frames("id1").sign)
+        assert not SEAL.frames("id1").is_signed(element[: data.draw(st.integers(0, len(element) - 1))])
 
     @given(frames, st.binary(min_size=SIGNATURE_SIZE, max_size=SIGNATURE_SIZE))
     def test_an_unsigned_one(self, frame: Frame, guess: bytes) -> None:
-        assert not SEAL.is_frame("id1", wire.encode_frame(frame))
-        assert not SEAL.is_frame("id1", wire.encode_frame(frame, lambda content: guess))
+        assert not SEAL.frames("id1").is_signed(wire.encode_frame(frame))
+        assert not SEAL.frames("id1").is_signed(wire.encode_frame(frame, lambda content: guess))
 
     def test_of_another_request_another_mount_and_another_key(self) -> None:
-        element = wire.encode_frame(Reply(1, 0, 200, (), b"ok"), SEAL.frames_of("id1"))
-        assert not SEAL.is_frame("id2", element)
-        assert not Seal("/", SEAL.key).is_frame("id1", element)
-        assert not Seal("/shop", b"x" * 32).is_frame("id1", element)
+        element = wire.encode_frame(Reply(1, 0, 200, (), b"ok"), SEAL.frames("id1").sign)
+        assert not SEAL.frames("id2").is_signed(element)
+        assert not SEAL.frames("id1", "record").is_signed(element)
+        assert not Seal("/", SEAL.key).frames("id1").is_signed(element)
+        assert not Seal("/shop", b"x" * 32).frames("id1").is_signed(element)
+
+    def test_an_answer_that_is_kept_for_one_key_is_none_for_another(self) -> None:
+        element = wire.encode_frame(Reply(1, 0, 200, (), b"ok"), SEAL.frames("id1", "a" * 64).sign)
+        assert SEAL.frames("id1", "a" * 64).is_signed(element)
+        assert not SEAL.frames("id1", "b" * 64).is_signed(element)
+        assert not SEAL.frames("id1").is_signed(element)
 
     def test_a_large_one(self) -> None:
         frame = Chunk(1, 0, b"x" * wire.MAX_CHUNK)
-        element = wire.encode_frame(frame, SEAL.frames_of("id1"))
-        assert SEAL.is_frame("id1", element)
+        element = wire.encode_frame(frame, SEAL.frames("id1").sign)
+        assert SEAL.frames("id1").is_signed(element)
         assert wire.decode_frame(element, max_size=wire.max_frame(0)) == frame
 
 
