@@ -108,6 +108,10 @@ class Keys:
             )
         return keys
 
+    def replies_of(self, stem: str) -> str:
+        """The pattern of all reply lists, of any mount, whose ids begin with ``stem``, which is hexadecimal."""
+        return f"{self.namespace}:{{*}}:reply:{stem}*"
+
     def may_persist(self, key: str) -> bool:
         """Whether a key may be without a TTL."""
         return key.startswith(self.namespace + ":") and key.endswith(PERSISTENT)

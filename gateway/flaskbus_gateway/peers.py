@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 
 class Peers:
@@ -33,6 +34,15 @@ class Peers:
     def lives(self, process: str) -> bool:
         """Whether a gateway was listed at the last look."""
         return process in self._pulses
+
+
+def stem(process: str) -> str:
+    """What the ids of a gateway process's exchanges begin with: the last part of its name.
+
+    Empty for a sender of another kind, whose name is shorter and says nothing of its ids.
+    """
+    token = process.rpartition("-")[2]
+    return token if re.fullmatch("[0-9a-f]{12}", token) else ""
 
 
 def _read(record: bytes) -> tuple[int, float]:

@@ -15,6 +15,7 @@ A request may run again if its method is idempotent or its Idempotency-Key count
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -144,6 +145,21 @@ class Reaper:
             if len(entries) < 500:
                 return
             start = "(" + entries[-1][0].decode()
+
+    async def expire_lists(self, pattern: str, milliseconds: int) -> None:
+        """Let the reply lists of a dead gateway expire soon; it takes what is there if it was only frozen.
+
+        None comes any more, because none of its entries is left. In a cluster only the lists of one node are
+        found; the others live as long as ever, as they all do where our user may not SCAN.
+        """
+        cursor = b"0"
+        with contextlib.suppress(AnswerError):
+            while True:
+                cursor, found = await self.link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                for key in found:
+                    self.link.tell("PEXPIRE", key, milliseconds)
+                if cursor == b"0":
+                    return
 
     async def look_for_vanished(self, state: MountState, exchanges: Collection[Exchange]) -> None:
         """End the exchanges whose entry is gone without a reply."""

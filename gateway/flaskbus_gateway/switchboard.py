@@ -27,10 +27,13 @@ from flaskbus_gateway.directory import STALL, Directory, MountState
 from flaskbus_gateway.doorbell import DoorbellLink
 from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.link import Answer, AnswerError, LinkError
-from flaskbus_gateway.peers import Peers
+from flaskbus_gateway.peers import Peers, stem
 from flaskbus_gateway.reaper import Reaper
 
 log = logging.getLogger("flaskbus.gateway")
+
+THAW = 5
+"""Leases that the replies to a dead gateway are kept: it may have been frozen, and come back for them."""
 
 
 class Switchboard:
@@ -52,12 +55,12 @@ class Switchboard:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
-        self.process = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.process = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(6)}"
         self.keys = Keys(settings.namespace)
         self.max_frame = wire.max_frame(settings.reply_limit)
         self.exchanges: dict[str, Exchange] = {}
         self._serial = 0
-        self._prefix = secrets.token_hex(6)
+        self._prefix = stem(self.process)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_acts: set[asyncio.Task[Any]] = set()
         self._beats = 0
@@ -256,9 +259,12 @@ class Switchboard:
         for process in self.peers.observe(found, self.now()):
             if process != self.process:
                 log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
-                await self.link.call("HDEL", self.keys.gateways, process)
+                first = await self.link.call("HDEL", self.keys.gateways, process)
                 for state in tuple(self.directory.states.values()):
                     await self.reaper.gateway_died(state, process)
+                if first and stem(process):
+                    soon = int(THAW * self.settings.lease * 1000)
+                    await self.reaper.expire_lists(self.keys.replies_of(stem(process)), soon)
 
     # Rounds
 

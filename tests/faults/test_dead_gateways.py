@@ -67,6 +67,22 @@ def test_what_a_dead_gateway_had_queued_never_runs(broker: Broker, pool: ThreadP
             eventually(lambda: client.hlen(Keys().gateways) == 1)
 
 
+def test_what_was_answered_to_a_dead_gateway_is_gone_soon(broker: Broker) -> None:
+    dead, living = f"host-1-{'0a' * 6}", f"host-2-{'0b' * 6}"
+    lists = [Keys().of(key).reply("0a" * 6 + "1f") for key in ("/shop", "/other")]
+    others = [Keys().of("/shop").reply("0b" * 6 + "1f"), Keys().of("/shop").reply("0c" * 6 + "1f")]
+    with broker.client() as client:
+        client.hset(Keys().gateways, dead, '{"beat": 1, "lease": 0.5}')
+        client.hset(Keys().gateways, living, '{"beat": 1, "lease": 600}')
+        for key in (*lists, *others):
+            client.rpush(key, b"a reply")
+            client.pexpire(key, 7200_000)
+        with running_bus(broker.url, lease=0.5):
+            eventually(lambda: not client.exists(*lists))
+        left: Any = client.exists(*others)
+        assert left == len(others)
+
+
 def answers(port: int) -> bool:
     try:
         return httpx.options(f"http://127.0.0.1:{port}/").status_code > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 
 from flaskbus.errors import UsageError
@@ -20,6 +22,14 @@ def test_a_mounts_keys_are_made_once() -> None:
     keys = Keys()
     assert keys.of("/a") is keys.of("/a")
     assert keys.of("/a") != keys.of("/b")
+
+
+def test_reply_lists_are_found_by_what_their_ids_begin_with() -> None:
+    pattern = Keys("ns").replies_of("0a1b")
+    assert fnmatchcase(Keys("ns").of("/a/b").reply("0a1bff"), pattern)
+    assert not fnmatchcase(Keys("ns").of("/a/b").reply("0a1cff"), pattern)
+    assert not fnmatchcase(Keys("ns").of("/a/b").inbound("0a1bff"), pattern)
+    assert not fnmatchcase(Keys("other").of("/a/b").reply("0a1bff"), pattern)
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "a{b}", "a*", "ä", "-a", "x" * 65, "a:b"])
