@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all coverage lint format clean
+.PHONY: help demo test test-all soak coverage lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,9 @@ test: $(VENV)/.test  ## Every test that takes seconds
 
 test-all: test $(VENV)/.deploy  ## The same, then the long ones: faults, deployment files, clean installs
 	$(PYTEST) -m slow $(ARGS)
+
+soak: $(VENV)/.test  ## Load and faults for as long as you like, and a table: ARGS="--seconds 600"
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 coverage: $(VENV)/.test  ## The pure modules are tested at every branch
 	$(PYTEST) tests/unit --cov --cov-report=term

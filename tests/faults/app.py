@@ -1,0 +1,58 @@
+"""The app of the fault tests: writes each run down, fsynced, before it does anything."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import TYPE_CHECKING
+from wsgiref.validate import validator
+
+from tests.faults.contents import LARGE, content, reply_size
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+PIECES = 4
+_ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def record(token: str, attempt: int) -> None:
+    """One write, so that lines of several processes do not mix."""
+    os.write(_ledger, f"{token} {attempt} {os.getpid()}\n".encode())
+    os.fsync(_ledger)
+
+
+def work(token: str) -> float:
+    """Seconds that a token's handler takes: mostly a few milliseconds, rarely a tenth of a second."""
+    dice = sha256(token.encode()).digest()[0]
+    return 0.1 if dice == 0 else dice / 256 * 0.004
+
+
+def soak(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """``/SHAPE/SIZE/TOKEN``; a body must be the content of its token, and of this size."""
+    _, shape, size, token = environ["PATH_INFO"].split("/")
+    record(token, environ["flaskbus.attempt"])
+    got = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    headers = [("Content-Type", "application/octet-stream")]
+    if got != content(token, "request", int(size)):
+        start_response("422 Unprocessable Content", headers)
+        return [b"the body was altered"]
+    time.sleep(work(token))
+    if shape == "stream":
+        start_response("200 OK", headers)
+        return produce(token)
+    body = content(token, "reply", reply_size(shape))
+    start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def produce(token: str) -> Iterator[bytes]:
+    body, step = content(token, "reply", LARGE), LARGE // PIECES
+    for start in range(0, LARGE, step):
+        yield body[start : start + step]
+        time.sleep(0.001)
+
+
+app = validator(soak)
