@@ -172,6 +172,11 @@ class Table:
         return None
 
 
+def check_host(host: str) -> None:
+    """Raise :class:`~flaskbus.errors.InvalidRequest` for the value of a Host header that is none."""
+    _host_name(host)
+
+
 def split_target(target: str) -> tuple[str, str]:
     """Path and query of a target in origin-form (RFC 9112 section 3.2.1), both still percent-encoded."""
     path, _, query = target.partition("?")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus.messages import Headers
-from flaskbus.routing import origin_form
+from flaskbus.routing import check_host, origin_form
 from flaskbus_gateway.forwarding import FORWARDING, Origin, TrustedProxies, read_origin
 
 Scope = MutableMapping[str, Any]
@@ -29,8 +29,8 @@ HOP_BY_HOP = frozenset(
 )
 """RFC 9110 section 7.6.1: they speak of one connection, and are not relayed."""
 
-_REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings"}
-
+# ``Proxy`` is nobody's header, and as HTTP_PROXY it would choose the proxy of what an app runs (CVE-2016-5385).
+_REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings", b"proxy"}
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -66,6 +66,7 @@ class Incoming:
         self.headers: list[tuple[bytes, bytes]] = []
         self._read_headers(scope["headers"], scope["http_version"], proxies)
         if not self.path.startswith("/"):
+            check_host(self.host)
             self.path, self.host = origin_form(self.path, self.host)
             self.headers = [(b"host", self.host.encode("latin-1")), *_without_host(self.headers)]
         query: bytes = scope["query_string"]
@@ -149,15 +150,24 @@ def has_body(scope: Scope, incoming: Incoming) -> bool:
 def relayed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """An app's headers as the client gets them.
 
-    The agent has checked them, but is believed in nothing that could break the framing.
+    The agent has checked them, but is believed in nothing that could break the framing. Where it names no length,
+    or several, the server says where the body ends.
     """
-    return [
-        pair
-        for pair in headers
-        if pair[0].lower() not in HOP_BY_HOP and not _BREAKING(pair[0]) and not _BREAKING(pair[1])
-    ]
+    kept = []
+    lengths = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in HOP_BY_HOP or not _TOKEN(name) or _BREAKING(value):
+            continue
+        if lower == b"content-length":
+            lengths.append(value)
+        kept.append((name, value))
+    if lengths and (len(lengths) > 1 or not lengths[0].isdigit()):
+        return [pair for pair in kept if pair[0].lower() != b"content-length"]
+    return kept
 
 
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _BREAKING = re.compile(rb"[\r\n\0]").search
 
 

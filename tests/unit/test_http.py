@@ -48,6 +48,8 @@ class TestTargets:
         found = incoming(raw_path=b"http://other.example/p")
         assert (found.path, found.host) == ("/p", "other.example")
         assert [value for name, value in found.headers if name == b"host"] == [b"other.example"]
+        with pytest.raises(errors.InvalidRequest):
+            Incoming(scope(raw_path=b"http://other.example/p", headers=[(b"host", b"a/b@c")]), LOOPBACK)
 
     def test_what_a_server_may_leave_out(self) -> None:
         found = incoming(client=None, server=None)
@@ -71,6 +73,7 @@ class TestHeaders:
             (b"upgrade", b"h2c"),
             (b"expect", b"100-continue"),
             (b"x_forwarded_for", b"6.6.6.6"),
+            (b"proxy", b"http://evil.example"),
             (b"accept", b"*/*"),
             (b"accept", b"text/html"),
         )
@@ -160,8 +163,19 @@ def test_relayed_headers() -> None:
         (b"Connection", b"close"),
         (b"Set-Cookie", b"b=2"),
         (b"X", b"a\r\nB: c"),
+        (b"X: y", b"z"),
+        (b"", b"z"),
     )
     assert relayed_headers(headers) == [(b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2")]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [([b"2"], 1), ([], 0), ([b"2", b"3"], 0), ([b"2", b"2"], 0), ([b"2, 2"], 0), ([b"+2"], 0), ([b""], 0)],
+)
+def test_only_one_length_is_relayed(lengths: list[bytes], kept: int) -> None:
+    headers = ((b"X", b"y"), *((b"Content-Length", length) for length in lengths))
+    assert relayed_headers(headers) == list(headers[: 1 + kept])
 
 
 def test_a_date_is_added_once() -> None:
