@@ -14,11 +14,12 @@ parameters: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from flaskbus.errors import UsageError
 
@@ -186,17 +187,15 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def mask(url: str) -> str:
-    """The URL without its passwords, for people and logs."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(unreadable URL)"
-    items = (item.partition("=") for item in parts.query.split("&"))
-    query = "&".join(
-        f"{name}=***" if equals and unquote(name).endswith("password") else name + equals + value
-        for name, equals, value in items
-    )
-    login, at, hosts = parts.netloc.rpartition("@")
+    """The URL without its passwords, for people and logs; a URL that is not valid too."""
+    scheme, slashes, rest = _VALUE.sub(_masked, url).partition("://")
+    login, at, hosts = rest.rpartition("@")
     user, colon, _ = login.partition(":")
-    netloc = f"{user}:***@{hosts}" if colon else login + at + hosts
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    return f"{scheme}{slashes}{user}:***@{hosts}" if colon else scheme + slashes + rest
+
+
+_VALUE = re.compile(r"([?&])([^=&]*)=([^&]*)")
+
+
+def _masked(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}=***" if unquote(match[2]).endswith("password") else match[0]

@@ -26,6 +26,10 @@ NOT_CARRIED_OUT = (AskError, TryAgainError, ClusterDownError)
 """Answers (MOVED is an ASK to redis-py) after which a command may be sent again, to whomever it is for."""
 
 
+class NotSent(redis.exceptions.ConnectionError):
+    """No connection could be made: the command was surely not carried out."""
+
+
 class ClusterMap:
     """Which node serves what, as all threads of a process know it.
 
@@ -122,9 +126,9 @@ cluster_map = cache(ClusterMap)
 def follow(nodes: ClusterMap, key: str | bytes | None, send: Callable[[Node, bool], T]) -> T:
     """Send a command to the node of its key, and after redirections; ``send(node, asking)`` gives its answer.
 
-    It is sent again only after an answer that says that it was not carried out, and for
-    :data:`~flaskbus.cluster.PATIENCE` at most; then :data:`~flaskbus.connections.Unavailable` is raised, as for a
-    node that is away.
+    It is sent again only where it was surely not carried out: after an answer that says so, for
+    :data:`~flaskbus.cluster.PATIENCE` at most, or to the successor of a node that cannot be reached. What else goes
+    wrong is :data:`~flaskbus.connections.Unavailable`.
     """
     slot = None if key is None else slot_of(key)
     deadline = time.monotonic() + PATIENCE
@@ -143,9 +147,11 @@ def follow(nodes: ClusterMap, key: str | bytes | None, send: Callable[[Node, boo
         except (TryAgainError, ClusterDownError) as error:
             nodes.doubt()
             ask, trouble, pause = None, error, PAUSE
-        except Unavailable:
+        except Unavailable as error:
             nodes.doubt()
-            raise
+            if not isinstance(error, NotSent) or slot is None or nodes.owner(slot) == node:
+                raise
+            continue  # it has a successor
         if time.monotonic() > deadline:
             raise redis.exceptions.ConnectionError(
                 f"the cluster has not settled within {PATIENCE:g} s: {trouble}"
@@ -188,6 +194,11 @@ class ClusterClient(redis.Redis):
 
     def _send(self, node: Node, asking: bool, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         client = self.at(node)
+        pool = client.connection_pool
+        try:
+            pool.release(pool.get_connection())
+        except Unavailable as error:
+            raise NotSent(str(error)) from error
         if not asking:
             return client.execute_command(*args, **options)  # type: ignore[no-untyped-call]
         with client.pipeline(transaction=False) as pipe:

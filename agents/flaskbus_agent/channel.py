@@ -14,7 +14,7 @@ import redis
 from flaskbus.address import Address, Node, parse_url
 from flaskbus.broker import Unavailable, raw_connection, script_sha, script_source
 from flaskbus.cluster import key_of
-from flaskbus.cluster_client import cluster_map, follow
+from flaskbus.cluster_client import NotSent, cluster_map, follow
 
 Argument = str | bytes | int
 
@@ -140,6 +140,9 @@ class ClusterChannel(MovingChannel):
         try:
             if not connection.is_connected:
                 connection.connect()
+        except Unavailable as error:
+            raise NotSent(str(error)) from error
+        try:
             connection.send_packed_command([_ASKING, packed] if asking else [packed], check_health=False)
             if asking:
                 connection.read_response()

@@ -7,7 +7,7 @@ the sentinels, or the other nodes of the cluster, have chosen another one.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from flaskbus.address import Node, parse_url
@@ -18,6 +18,7 @@ SILENCE = 1.0
 """Seconds past what an answer may take, after which it is asked whether the server is still the right one."""
 
 
+@runtime_checkable
 class Waiting(Protocol):
     """Whoever waits for answers, and can be told by another thread to give up."""
 
@@ -37,9 +38,9 @@ class Moves:
         self._due = 0.0
 
     def add(self, waiting: object, blocking: float = 0.0) -> None:
-        """Look after a channel; ``blocking`` is how long its answers may take in good order, in seconds."""
-        if self.possible:
-            self._waiting[waiting] = blocking + SILENCE  # type: ignore[index]
+        """Look after one, if it is of those; ``blocking`` is how long its answers may take, in seconds."""
+        if self.possible and isinstance(waiting, Waiting):
+            self._waiting[waiting] = blocking + SILENCE
 
     def look(self) -> None:
         """Hang up on every server that is silent and is not the right one any more; to be called often.

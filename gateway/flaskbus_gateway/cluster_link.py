@@ -183,6 +183,7 @@ class ClusterLink:
         link = self._links[node] = NodeLink(
             self.url, self.address, finder, self.name, on_up=self._settle, on_down=self._settle
         )
+        link.called = f"{mask(self.url)} (its node {node[0]}:{node[1]})"
         link.on_error = lambda future, text: self._failed(link, future, text)
         link.start()
         return link

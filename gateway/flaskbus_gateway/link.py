@@ -46,6 +46,9 @@ STALL = 5.0
 PULSE = 1.0
 """Seconds between two signs of life; after one that did not come it is asked whether the broker is elsewhere."""
 
+LOOKOUT = 0.25
+"""Seconds between two of those questions."""
+
 NOTHING = object()
 
 
@@ -103,6 +106,8 @@ class NodeLink(asyncio.Protocol):
         self.on_error = on_error
         self.up = asyncio.Event()
         self.refused: StartError | None = None
+        self.called = mask(url)
+        """How people are told of it."""
         self.node = address.nodes[0]
         """Where it is connected to, or was."""
         self.loop = asyncio.get_running_loop()
@@ -143,7 +148,7 @@ class NodeLink(asyncio.Protocol):
                     self._refuse(error)
                     self._say(
                         "broker %s cannot be reached (%s); trying again",
-                        mask(self.url),
+                        self.called,
                         self.refused or error or type(error).__name__,
                     )
                     told = True
@@ -158,7 +163,7 @@ class NodeLink(asyncio.Protocol):
                 await asyncio.sleep(1.0)
                 continue
             if told:
-                self._say("broker %s is reached again", mask(self.url))
+                self._say("broker %s is reached again", self.called)
             delay, told, self.refused, self._was_up = 0.05, False, None, True
             self.up.set()
             if self.on_up is not None:
@@ -169,9 +174,7 @@ class NodeLink(asyncio.Protocol):
         """A URL of the wrong kind never comes right: say so, once, to whoever starts us."""
         if not self._was_up and not isinstance(error, ConnectionRefusedError):
             what = mistaken(error, self.url)
-            self.refused = (
-                StartError(f"the broker at {mask(self.url)} cannot be used: {what}") if what else None
-            )
+            self.refused = StartError(f"the broker at {self.called} cannot be used: {what}") if what else None
 
     def _say(self, text: str, *args: object) -> None:
         log.warning(text, *args)
@@ -219,11 +222,9 @@ class NodeLink(asyncio.Protocol):
             raise answer
         if isinstance(answer, AnswerError):
             if answer.code == "NOAUTH":
-                raise StartError(f"the broker at {mask(self.url)} wants a user name and password: {answer}")
+                raise StartError(f"the broker at {self.called} wants a user name and password: {answer}")
             if answer.code == "WRONGPASS" or "AUTH" in str(answer):
-                raise StartError(
-                    f"the broker at {mask(self.url)} refuses the user name or password: {answer}"
-                )
+                raise StartError(f"the broker at {self.called} refuses the user name or password: {answer}")
             if answer.code != "NOPERM":
                 raise LinkDown(str(answer))
 
@@ -238,12 +239,13 @@ class NodeLink(asyncio.Protocol):
         while not self._lost.done():
             self._heard = False
             self._ping()
-            await asyncio.wait((self._lost,), timeout=PULSE)
-            silent = 0.0 if self._heard else silent + PULSE
+            pause = LOOKOUT if silent else PULSE
+            await asyncio.wait((self._lost,), timeout=pause)
+            silent = 0.0 if self._heard else silent + pause
             if self._lost.done() or not silent:
                 continue
             if silent >= STALL:
-                self._say("broker %s has not answered for %g s; connecting anew", mask(self.url), STALL)
+                self._say("broker %s has not answered for %g s; connecting anew", self.called, STALL)
             elif not await self.finder.left(self.node):
                 continue
             self.abort()
@@ -262,7 +264,7 @@ class NodeLink(asyncio.Protocol):
     def call(self, *command: str | bytes | int) -> asyncio.Future[Answer]:
         if not self.up.is_set():
             future: asyncio.Future[Answer] = self.loop.create_future()
-            future.set_exception(LinkDown(f"broker {mask(self.url)} is not connected"))
+            future.set_exception(LinkDown(f"broker {self.called} is not connected"))
             future.exception()  # a caller need not look
             return future
         return self._send(command)
@@ -333,7 +335,7 @@ class NodeLink(asyncio.Protocol):
             # A master that has become a replica: nothing was carried out, and the new one is elsewhere.
             self.finder.doubt()
             self.abort()
-            error: Exception = LinkDown(f"broker {mask(self.url)} is a replica now: {text}")
+            error: Exception = LinkDown(f"broker {self.called} is a replica now: {text}")
         else:
             error = AnswerError(text)
         if future is None or future.done():
@@ -349,13 +351,13 @@ class NodeLink(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         for future in waiting:
             if future is not None and not future.done():
-                future.set_exception(LinkLost(f"the connection to {mask(self.url)} broke"))
+                future.set_exception(LinkLost(f"the connection to {self.called} broke"))
                 # A caller may have given up already; nobody else has to hear of it.
                 future.exception()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
         if was_up:
             if not self._closed:
-                self._say("the connection to the broker %s broke; connecting anew", mask(self.url))
+                self._say("the connection to the broker %s broke; connecting anew", self.called)
             if self.on_down is not None:
                 self.on_down()
