@@ -146,8 +146,9 @@ class Keeper:
         last = frames[-1]
         if isinstance(last, Failure) and last.code == NOT_RUN:
             return "released"
-        whole = isinstance(last, Reply) and size <= self.limit and may_keep(request, last.headers, self.identity)
-        return "answered" if whole else "unkept"
+        if not isinstance(last, Reply) or size > self.limit:
+            return "unkept"
+        return "answered" if may_keep(request, last.headers, self.identity) else "unkept"
 
 
 def may_keep(request: Headers, reply: Headers, identity: Iterable[bytes] = ()) -> bool:

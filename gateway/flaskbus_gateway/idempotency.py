@@ -56,18 +56,20 @@ async def send_once(
         raise errors.KeyInUse("the first request with this key waits or runs", retry_after=1)
     if outcome == b"mismatch":
         raise errors.KeyReused("the first request with this key had another body")
-    if rest and seal is not None and not seal.frames(rest[1].decode(), request.idempotency).is_signed(rest[0]):
+    if outcome != b"answered":
+        raise errors.AnswerNotKept("it was streamed, too large, broken off, or began a session")
+    element, request_id = rest
+    if seal is not None and not seal.frames(request_id.decode(), request.idempotency).is_signed(element):
         raise errors.AnswerNotKept("it is not signed as it should be")
-    return _replayed(rest, max_frame)
+    return _replayed(element, max_frame)
 
 
-def _replayed(kept: list[bytes], max_frame: int) -> Reply:
-    """The answer that was kept, if there is one that can be read."""
-    if kept:
-        try:
-            frame = wire.decode_frame(kept[0], max_size=max_frame)
-        except errors.WireError as error:
-            raise errors.AnswerNotKept(f"it cannot be read: {error}") from None
-        if isinstance(frame, Reply):
-            return replace(frame, headers=(*frame.headers, REPLAYED))
-    raise errors.AnswerNotKept("it was streamed, too large, broken off, or began a session")
+def _replayed(element: bytes, max_frame: int) -> Reply:
+    """The answer that was kept, as it is given again."""
+    try:
+        frame = wire.decode_frame(element, max_size=max_frame)
+    except errors.WireError as error:
+        raise errors.AnswerNotKept(f"it cannot be read: {error}") from None
+    if not isinstance(frame, Reply):
+        raise errors.AnswerNotKept("it is not a whole one")
+    return replace(frame, headers=(*frame.headers, REPLAYED))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flaskbus.errors import InvalidRequest, UsageError
 from flaskbus.idempotency import (
+    Keeper,
     Policy,
     caller,
     fingerprint,
@@ -16,7 +17,7 @@ from flaskbus.idempotency import (
     parse_key,
     record_name,
 )
-from flaskbus.messages import Headers
+from flaskbus.messages import NOT_RUN, Chunk, End, Failure, Frame, Head, Headers, Reply
 from flaskbus.settings import AgentSettings, build
 
 ALICE: Headers = ((b"authorization", b"Bearer alice"),)
@@ -180,6 +181,7 @@ class TestSettings:
             {"idempotency_keys": "yes", "idempotency_ttl": "2m", "idempotency_identity": "X-User, x-b"},
         )
         assert settings.policy == Policy(120_000, (b"x-user", b"x-b"))
+        assert settings.keeper == Keeper(120_000, 64 * 1024, (b"x-user", b"x-b"))
         assert AgentSettings(idempotency_keys=True).policy == Policy(86_400_000, (b"x-api-key",))
 
     @pytest.mark.parametrize("names", ["x_user", "a b", "a:b", "ä"])
@@ -227,6 +229,22 @@ class TestKeeping:
         self, request_headers: Headers, reply_headers: Headers, may: bool
     ) -> None:
         assert may_keep(request_headers, reply_headers) is may
+
+    @pytest.mark.parametrize(
+        ("frames", "size", "fate"),
+        [
+            ([Reply(1, 0, 201, (), b"tea")], 100, "answered"),
+            ([Reply(1, 0, 500, (), b"")], 100, "answered"),
+            ([Reply(1, 0, 201, (), b"tea")], 101, "unkept"),
+            ([Reply(1, 0, 201, ((b"set-cookie", b"a=1"),), b"")], 1, "unkept"),
+            ([Head(1, 0, 200, ()), Chunk(1, 1, b"tea"), End(1, 2)], 1, "unkept"),
+            ([End(1, 5)], 1, "unkept"),
+            ([Head(1, 0, 200, ()), Failure(1, 1, "app-error", "it raised")], 1, "unkept"),
+            ([Failure(1, 0, NOT_RUN, "the agent stops")], 1000, "released"),
+        ],
+    )
+    def test_what_becomes_of_a_record(self, frames: list[Frame], size: int, fate: str) -> None:
+        assert Keeper(1, 100).fate((), frames, size) == fate
 
     def test_a_caller_may_be_known_by_another_header(self) -> None:
         assert may_keep(((b"x-user", b"a"),), ((b"set-cookie", b"session=1"),), [b"x-user"])
