@@ -95,6 +95,10 @@ class Credit:
     def __init__(self) -> None:
         self._events: dict[str, threading.Event] = {}
 
+    def expect(self, request_id: str) -> None:
+        """From now on a ring is not lost, also if nobody waits for it yet."""
+        self._events.setdefault(request_id, threading.Event())
+
     def wait(self, request_id: str, timeout: float) -> None:
         """Until the doorbell rings for this request, or ``timeout`` seconds."""
         event = self._events.setdefault(request_id, threading.Event())
@@ -252,6 +256,8 @@ class Outbox:
 
     def _push(self, frames: list[Frame]) -> int:
         """Send further frames; how many lie on the list now."""
+        if not self._streaming:
+            self._credit.expect(self._request.id)
         encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
         while (outcome := self._insist("push", [*self._arguments(), *encoded])) == b"full":
             # The broker is out of memory: go on when the client has taken what lies there.

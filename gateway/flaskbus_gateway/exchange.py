@@ -216,6 +216,7 @@ class Exchange:
                 self.has_head = True
                 if isinstance(frame, Head):
                     self.agent = frame.agent
+                    self.replies.took(1)
                 return frame
             if isinstance(frame, Failure):
                 raise errors.AgentLost(frame.detail)

@@ -122,6 +122,10 @@ class ReplyList:
         # Where the link broke meanwhile, nothing was seen.
         return bool(self.frames) or self._fetching or not self._link.up.is_set()
 
+    def took(self, frames: int) -> None:
+        """These frames are not needed on the list any more; they are trimmed together with later ones."""
+        self._inbox.handed_over(frames)
+
     def handed_over(self, frames: int) -> bool:
         """The client's transport took these frames: trim them, now or with later ones; whether it was now."""
         inbox = self._inbox
