@@ -39,6 +39,9 @@ HEADER_LIMIT = 64 * 1024
 LINGER = 1.0
 """Seconds that a client has for what a well-behaved one does at once: hear of a close, or finish a header."""
 
+CLOSE = (b"connection", b"close")
+"""With this header an app ends its client's connection."""
+
 SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
@@ -58,6 +61,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self._header_size = 0  # bytes of an unfinished header
         self._answering = False  # the head of this exchange's response went out
         self._refused = False  # an error response went out, and nothing follows it
+        self._last = False  # the response said that it is the last
         self._unsent = 0  # bytes that waited when the client stalled
         self._farewell: asyncio.Task[None] | None = None
 
@@ -167,13 +171,21 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         keepalive: bool = await super()._serve_http_request(*args)
         # ASGI: after the response receive() says http.disconnect. gunicorn forgets who waits there.
         receiver.signal_disconnect()
-        return keepalive
+        return keepalive and not self._last
 
     # Errors
 
-    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+    def _send_response_start(
+        self, status: int, headers: list[tuple[bytes, bytes]], *args: Any, **kwargs: Any
+    ) -> None:
         self._answering = True
-        super()._send_response_start(*args, **kwargs)
+        receiver = self._body_receiver
+        if receiver is not None and not receiver._complete and CLOSE not in headers:
+            # What is left of the body is not read: the next request on this connection would never be.
+            headers = [*headers, CLOSE]
+        # gunicorn says what the app says, and then goes on all the same (RFC 9112 section 9.6).
+        self._last = CLOSE in headers
+        super()._send_response_start(status, headers, *args, **kwargs)
 
     def _refuse(self, status: int, detail: str) -> None:
         self._send_error_response(status, detail)
