@@ -64,6 +64,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self._last = False  # the response said that it is the last
         self._unsent = 0  # bytes that waited when the client stalled
         self._farewell: asyncio.Task[None] | None = None
+        self._h2_conn: Any = None
 
     # A connection's life
 
@@ -257,17 +258,29 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             self.transport.write_eof()
         self.worker.lingering.start(self, self.worker.loop.time())
 
-    def wind_down(self) -> None:
-        """The worker stops: say goodbye to a WebSocket. Harmless when called again.
+    def _will_close(self, *args: Any) -> bool:
+        return self.worker.stopping or super()._will_close(*args)
 
-        HTTP/2 needs no help: gunicorn looks every second whether its last stream has ended.
+    def wind_down(self) -> None:
+        """The worker stops: say goodbye to a WebSocket, and to HTTP/2 between two streams. Harmless when called again.
+
+        With HTTP/1 the next response says it.
         """
+        if self._h2_conn is not None and not self._h2_tasks and self._farewell is None:
+            last = self._h2_conn.h2_conn.highest_inbound_stream_id
+            self._farewell = self.worker.loop.create_task(self._h2_conn.close(last_stream_id=last))
         socket = self._websocket
         if socket is not None and self._farewell is None and socket.accepted and not socket.closed:
             self._farewell = self.worker.loop.create_task(
                 socket._send_close(CLOSE_GOING_AWAY, "shutting down")
             )
             self.worker.loop.call_later(LINGER, self.transport.abort)
+
+    def refuse_streams(self) -> None:
+        """Begin no further stream of HTTP/2 (REFUSED_STREAM); its client may send it again elsewhere."""
+        if self._h2_conn is not None:
+            self._h2_conn.draining = True
+            self._h2_conn.peer_last_stream_id = self._h2_conn.h2_conn.highest_inbound_stream_id
 
 
 def _problem(status: int, detail: str) -> tuple[str, bytes]:

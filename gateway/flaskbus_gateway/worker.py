@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn import sock
@@ -57,24 +59,29 @@ class Worker(ASGIWorker):
         self.stalled = Deadlines[Connection](self.settings.idle_timeout)
         self.lingering = Deadlines[Connection](LINGER)
         self.deadlines = (self.heading, self.idle, self.stalled, self.lingering)
+        self.stopping = False
+        """Whether clients are told to close. gunicorn's ``alive`` stays true meanwhile: without it a connection is
+        closed under a client that was not told, and may have sent its next request."""
         self._news = asyncio.Event()
+        self._beginning: set[asyncio.Task[Any]] = set()
 
     def init_signals(self) -> None:
         super().init_signals()
         release_signals()
 
     def handle_exit_signal(self) -> None:
-        super().handle_exit_signal()
+        self.stopping = True
         self._news.set()
 
     def handle_quit_signal(self) -> None:
         super().handle_quit_signal()
+        self.stopping = True
         self._news.set()
 
     def forget(self, connection: Connection) -> None:
         """The connection is lost and its app has ended."""
         self.connections.discard(connection)
-        if not self.alive:
+        if self.stopping:
             self._news.set()
 
     async def _serve(self) -> None:
@@ -84,20 +91,44 @@ class Worker(ASGIWorker):
             await self.lifespan.startup()
         except RuntimeError as error:
             self._fail(str(error).removeprefix("Lifespan startup failed: "))
-        for listener in self.sockets:
-            server = await self.loop.create_server(
-                lambda: Connection(self),
-                sock=listener.sock,  # type: ignore[attr-defined]
-                ssl=tls,
-                ssl_handshake_timeout=self.settings.header_timeout if tls else None,
-                ssl_shutdown_timeout=LINGER if tls else None,
+        self._tls: dict[str, Any] = {
+            "ssl": tls,
+            "ssl_handshake_timeout": self.settings.header_timeout if tls else None,
+            "ssl_shutdown_timeout": LINGER if tls else None,
+        }
+        for listener in self._listening():
+            self.servers.append(
+                await self.loop.create_server(lambda: Connection(self), sock=listener, **self._tls)
             )
-            self.servers.append(server)
         tick = min(TICK, *(span / 2 for span in (self.heading.span, self.idle.span) if span))
-        while self.alive and self.ppid == os.getppid():
+        while not self.stopping and self.ppid == os.getppid():
             await self._tick(tick)
-        self.alive = False
+        self.stopping = True
         await self._shutdown()
+
+    def _listening(self) -> list[socket.socket]:
+        return [listener.sock for listener in self.sockets]  # type: ignore[attr-defined]
+
+    def _accept_last(self) -> None:
+        """Take the connections that the kernel has accepted already: closing the socket would reset them."""
+        for listener in self._listening():
+            with suppress(OSError):  # until there is none left
+                while True:
+                    client, _ = listener.accept()
+                    self._begin(client)
+
+    def _begin(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        task = self.loop.create_task(
+            self.loop.connect_accepted_socket(lambda: Connection(self), client, **self._tls)
+        )
+        self._beginning.add(task)
+        task.add_done_callback(self._begun)
+
+    def _begun(self, task: asyncio.Task[Any]) -> None:
+        self._beginning.discard(task)
+        if not task.cancelled():
+            task.exception()  # such as a client that left in the middle of its TLS handshake
 
     def _fail(self, reason: str) -> NoReturn:
         self.log.error("could not start: %s", reason)
@@ -122,9 +153,14 @@ class Worker(ASGIWorker):
         self._news.clear()
 
     async def _shutdown(self) -> None:
+        self._accept_last()
         for server in self.servers:
             server.close()
-        await asyncio.sleep(0)  # what lies in the sockets was sent before the end
+        # What was accepted just now becomes a connection in the loop's next rounds.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self._beginning:
+            await asyncio.wait(self._beginning, timeout=LINGER)
         # A client that uses its connection all the time has its next request on the way already: it is
         # answered, with "Connection: close".
         for deadlines in (self.heading, self.idle, self.lingering):
@@ -138,6 +174,8 @@ class Worker(ASGIWorker):
         await self._drain(grace - ending)
         if self.connections and not self._quick_shutdown:
             self._end_streams()
+            for connection in self.connections:
+                connection.refuse_streams()
             await self._drain(ending)
         if self.connections:
             if not self._quick_shutdown:
@@ -146,6 +184,7 @@ class Worker(ASGIWorker):
                     len(self.connections),
                     self.settings.graceful_timeout,
                 )
+            self.alive = False
             for connection in self.connections:
                 connection.transport.abort()
             # The app hears of the disconnects, and has this time for what it must put in order.
