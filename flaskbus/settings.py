@@ -153,8 +153,8 @@ class GatewaySettings(CommonSettings):
         1000, "Requests that may wait for one mount; more are answered 503.", LIMITS, least=1
     )
     queue_age: float = knob(
-        10.0,
-        "How long a request may have to wait while agents are there; where it is longer, more are answered 503.",
+        3.0,
+        "How long a request may have to wait for a free thread, beside twice its work; more are answered 503.",
         LIMITS,
         unit="seconds",
         least=0.1,

@@ -4,11 +4,14 @@ Rules of this module:
 
 * What waits, what is open and what the broker has room for are bounded separately: long answers never close
   a queue, and one mount never takes all that a gateway can keep open.
-* A queue is measured in time too. Its age is that of the request that waits at its head, and what a newcomer
-  would wait is its length over the rate at which it drains; either sheds at ``queue_age``.
+* A queue is measured in time too. Its age is that of the request that waits at its head. What a newcomer would
+  wait is its length over the rate at which it is served: as measured while something waits, and before that the
+  number of threads over the time that a request takes. Either sheds at ``queue_age``, and where the work itself
+  is long, later: whoever waits ten seconds for an answer waits some more for a free thread.
 * Ids of entries are compared with each other and never with a clock. A request that waits was there at each
   look whose newest id was not below its own: that much time it has waited, whatever the broker's clock did.
-* Time without agents is no age: after a hold it counts from the first agent's return.
+* Time without agents is no age: after a hold it counts from the first agent's return, and what had gathered may
+  take its time to be served.
 """
 
 from __future__ import annotations
@@ -27,6 +30,15 @@ EVIDENCE = 1.5
 
 SPACING = 0.25
 """Seconds between two looks that are remembered; more would tell no more."""
+
+CATCH_UP = 0.1
+"""How much shorter the wait becomes in a second after a hold, at the least: agents that are nine tenths loaded."""
+
+PATIENCE = 2.0
+"""How many times as long as a request's work it may wait, beside ``queue_age``."""
+
+LATEST = 0.2
+"""Weight of the latest request in the mean time that requests take."""
 
 LONGEST_RETRY = 30
 """Seconds; what happens in more than that, nobody can tell from a queue."""
@@ -78,55 +90,73 @@ class Queue:
     """How long the head of the queue had waited for agents that are there, at the last look (seconds)."""
     drain: float | None = None
     """Requests that leave the queue in a second, while some wait; ``None`` where that was not seen."""
+    threads: int = 0
+    """Of all agents that are ready, at the last look."""
+    work: float | None = None
+    """Seconds that a request takes which finds a free thread; ``None`` where none was seen."""
+    probe: object = None
+    """The exchange that tells it next, and found a free thread at ``_probed`` (monotonic seconds)."""
+    held: float = 0.0
+    """Seconds for which requests had waited for agents, or for the broker, before it went on."""
+    alive_since: float | None = None
+    """Since when agents have taken requests (monotonic seconds); ``None`` while there are none."""
+    _probed: float = 0.0
     _seen: int = 0  # what waited at the last look
     _sent: int = 0  # sent by this process, ever
     _started: int = 0  # of those, how many do not wait any more
     _since: int = 0  # _sent - _started, when the last look was under way
     _marks: deque[_Mark] = field(default_factory=lambda: deque(maxlen=1000))
-    _alive_for: float = 0.0
 
     @property
     def waiting(self) -> int:
         """Requests that wait: as of the last look, and what this process sent or saw started since."""
         return max(0, self._seen + self._sent - self._started - self._since) + self.coming
 
-    def sent(self) -> None:
-        """A request that was coming is on its way to the stream."""
+    def sent(self, exchange: object, now: float) -> None:
+        """The request of an exchange that was coming is on its way to the stream."""
+        if self.probe is None and not self._seen and self._sent - self._started < self.threads:
+            self.probe, self._probed = exchange, now
         self.coming -= 1
         self._sent += 1
 
-    def started(self) -> None:
-        """A request of this process waits no longer; where others wait, the thread that it had takes the next."""
+    def started(self, exchange: object, took: float | None) -> None:
+        """A request of this process waits no longer; where others wait, the thread that it had takes the next.
+
+        It ``took`` so many seconds to the head of its reply, or there is none.
+        """
         self._started += 1
+        if exchange is self.probe:
+            self.probe = None
+            if took is not None:
+                self.work = took if self.work is None else self.work + LATEST * (took - self.work)
 
     def begin(self) -> int:
         """A look is sent now, behind everything that was sent before; for :meth:`look`."""
         return self._sent - self._started
 
-    def look(self, begun: int, seen: Look, now: float, alive_since: float | None) -> None:
-        """What the look that began at ``begun`` saw; arrived at ``now`` (monotonic seconds).
-
-        ``alive_since`` is since when agents could take requests, or ``None`` where they cannot.
-        """
+    def look(self, begun: int, seen: Look, now: float) -> None:
+        """What the look that began at ``begun`` saw; arrived at ``now`` (monotonic seconds)."""
         self._seen, self._since = seen.waiting, begun
         self._remember(seen, now)
-        self.age, self._alive_for = 0.0, 0.0
-        if seen.head is not None and alive_since is not None:
+        self.age = 0.0
+        if seen.head is not None and self.alive_since is not None:
             waits_since = next((mark.at for mark in self._marks if mark.last >= seen.head), now)
-            self.age = now - max(waits_since, alive_since)
-            self._alive_for = now - alive_since
+            self.age = now - max(waits_since, self.alive_since)
 
     def _remember(self, seen: Look, now: float) -> None:
         marks, gone = self._marks, seen.added - seen.waiting
         if seen.head is None or (marks and (seen.last < marks[-1].last or gone < marks[-1].gone)):
-            # How fast it drains shows only while something waits; or it is another stream, or another group.
-            marks.clear()
-            self.drain = None
+            marks.clear()  # nothing waits; or it is another stream, or another group
+        if not marks or self.alive_since is None:
+            self.drain = (
+                None  # how fast it drains shows only while something waits, and somebody comes for it
+            )
         if seen.head is None:
             return
         while marks and marks[0].at < now - WINDOW and marks[0].last < seen.head:
             marks.popleft()
-        first = next((mark for mark in marks if mark.at >= now - WINDOW), None)
+        begin = now if self.alive_since is None else max(self.alive_since, now - WINDOW)
+        first = next((mark for mark in marks if mark.at >= begin), None)
         if first is not None and now - first.at >= EVIDENCE:
             # One more than was counted: that none was seen to leave does not mean that none does.
             self.drain = (gone - first.gone + 1) / (now - first.at)
@@ -136,12 +166,18 @@ class Queue:
     @property
     def wait(self) -> float:
         """Seconds that a newcomer would wait; 0 where there is no telling."""
-        return self.waiting / self.drain if self.drain else 0.0
+        # Threads that share an interpreter take longer together; those who lost patience leave the queue as well.
+        rates = [self.threads / self.work] if self.work and self.threads else []
+        rates += [self.drain] if self.drain else []
+        return self.waiting / min(rates) if rates else 0.0
 
-    def too_old(self, limit: float) -> bool:
-        """Whether what comes now would wait longer than ``limit`` seconds, or what came before does."""
-        # After a hold, what had gathered is served first.
-        return self._alive_for > limit and max(self.age, self.wait) > limit
+    def too_old(self, limit: float, now: float) -> bool:
+        """Whether what comes ``now`` would wait longer than ``limit`` seconds, or what came before does."""
+        if self.alive_since is None:
+            return False
+        work = max(self.work or 0.0, 0.0 if self.probe is None else now - self._probed)
+        catching_up = max(0.0, self.held - CATCH_UP * (now - self.alive_since))
+        return max(self.age, self.wait) > limit + PATIENCE * work + catching_up
 
     def retry_after(self) -> int:
         """Whole seconds until what waits now may be served."""
@@ -162,7 +198,7 @@ class Admission:
     open: int = 0
     room: float = math.inf
 
-    def admit(self, queue: Queue, name: str, size: int) -> None:
+    def admit(self, queue: Queue, name: str, size: int, now: float) -> None:
         """Take a request of ``size`` bytes (as far as it says) for the mount ``name``, or refuse it.
 
         What was taken is either sent and closed, or cancelled. Raises :class:`~flaskbus.errors.QueueFull` or
@@ -176,7 +212,7 @@ class Admission:
                 f"{waiting} requests are waiting for {name}; {self.queue_limit} may",
                 retry_after=queue.retry_after(),
             )
-        if queue.too_old(self.queue_age):
+        if queue.too_old(self.queue_age, now):
             raise errors.QueueFull(
                 f"requests wait {max(queue.age, queue.wait):.1f} s for {name}; {self.queue_age:g} s are allowed",
                 retry_after=queue.retry_after(),

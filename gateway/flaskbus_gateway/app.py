@@ -168,7 +168,7 @@ class Gateway:
         record = ""
         if state.policy is not None:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
-        board.admission.admit(state.queue, mount.name, incoming.content_length or 0)
+        board.admission.admit(state.queue, mount.name, incoming.content_length or 0, board.now())
         body = b""
         if has_body(scope, incoming):
             try:

@@ -130,7 +130,7 @@ class Directory:
         """Somebody removed the mount on purpose."""
         for state in self.states.values():
             if state.mount.key == key:
-                state.alive_since = None
+                state.ended(self.link.loop.time())
         self.refresh()
 
     async def _run(self) -> None:
@@ -251,7 +251,7 @@ class Directory:
         state.holders = {name.decode(): int(count) for name, count in found[2] if name.isascii()}
         if owner is not None:
             await self._observe(state, agents)
-        state.queue.look(begun, _read(found), self.link.loop.time(), state.alive_since)
+        state.queue.look(begun, _read(found), self.link.loop.time())
         return True
 
     def _comes_back(self, state: MountState) -> bool:

@@ -32,8 +32,10 @@ class MountState:
     pulses: dict[str, Pulse] = field(default_factory=dict)
     records: dict[str, AgentRecord] = field(default_factory=dict)
     queue: Queue = field(default_factory=Queue)
-    alive_since: float | None = None
-    """Since when agents have been ready (monotonic seconds), without a break that this gateway knows of."""
+    held_since: float | None = None
+    """Since when no agent has been ready (monotonic seconds)."""
+    looked: float = 0.0
+    """When it was last seen as a whole (monotonic seconds)."""
     missing_since: float | None = None
     """Since when the broker does not know the mount any more (monotonic seconds)."""
     holders: dict[str, int] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class MountState:
     @property
     def alive(self) -> bool:
         """Whether an agent is ready."""
-        return self.alive_since is not None
+        return self.queue.alive_since is not None
 
     def observe(self, records: Iterable[AgentRecord], now: float, lease: float) -> list[str]:
         """Take in the agents that are listed; returns the ids of those that are lost."""
@@ -66,10 +68,7 @@ class MountState:
             del self.pulses[gone]
         for agent_id in lost:
             del self.records[agent_id]
-        if not any(record.state == "ready" for record in self.records.values()):
-            self.alive_since = None
-        elif self.alive_since is None:
-            self.alive_since = now
+        self._count_threads(now)
         states = {record.state for record in self.records.values()}
         failed = [record.reason for record in self.records.values() if record.state == "failed"]
         self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
@@ -83,6 +82,21 @@ class MountState:
         new = unlike - self.unlike
         self.unlike = unlike
         return sorted(new)
+
+    def _count_threads(self, now: float) -> None:
+        ready = [record.threads for record in self.records.values() if record.state == "ready"]
+        queue, self.looked = self.queue, now
+        queue.threads = sum(ready)
+        if not ready:
+            self.ended(now)
+        elif queue.alive_since is None:
+            queue.held = 0.0 if self.held_since is None else now - self.held_since
+            queue.alive_since, self.held_since = now, None
+
+    def ended(self, now: float) -> None:
+        """No agent is ready."""
+        self.queue.alive_since = None
+        self.held_since = now if self.held_since is None else self.held_since
 
     def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
         """Consumers that hold requests and are dead.
@@ -100,4 +114,5 @@ class MountState:
             pulse.seen = now
         self.seen.clear()
         if self.alive:
-            self.alive_since = now
+            self.queue.held = now - self.looked
+            self.queue.alive_since = self.looked = now

@@ -147,19 +147,19 @@ class Switchboard:
 
     def open(self, exchange: Exchange) -> None:
         self.exchanges[exchange.request.id] = exchange
-        exchange.state.queue.sent()
+        exchange.state.queue.sent(exchange, exchange.started)
 
     def close_exchange(self, exchange: Exchange) -> None:
         """Forget the exchange, and remove what lies on the broker of it."""
         if self.exchanges.pop(exchange.request.id, None) is not None:
             if not exchange.has_head:
-                exchange.state.queue.started()
+                exchange.state.queue.started(exchange, None)
             self.admission.close(exchange.state.queue)
             exchange.close()
 
     def got_head(self, exchange: Exchange) -> None:
         """The exchange no longer waits in the queue."""
-        exchange.state.queue.started()
+        exchange.state.queue.started(exchange, self.now() - exchange.started)
 
     def discard(self, state: MountState, key: str) -> None:
         """Delete a list that is not needed any more: soon, and together with others of its mount."""
