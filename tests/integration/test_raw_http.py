@@ -209,5 +209,6 @@ def test_a_refusal_arrives_while_the_body_is_still_on_its_way(client: Client) ->
     client.send(b"x" * 1_000_000)
     answer = client.answer()
     assert (answer.status, answer.body) == (413, b"too large")
+    assert answer.headers["connection"] == "close"  # else the client would send its next request, in vain
     client.send(b"x" * 1_000_000)  # a reset would raise here, or have destroyed the answer
     assert client.rest() == b""
