@@ -118,9 +118,8 @@ def mistaken(error: BaseException, url: str) -> str:
         if address.tls is None and _speaks_tls(node):
             plus = _PLUS[address.kind]
             return f"the port {node[0]}:{node[1]} speaks TLS; say rediss{plus}:// instead of redis{plus}://"
-        if address.tls is not None and _speaks_plainly(node):
-            plus = _PLUS[address.kind]
-            return f"the port {node[0]}:{node[1]} does not speak TLS; say redis{plus}:// instead of rediss{plus}://"
+        if address.tls is not None and (what := _tls_refusal(node, address)):
+            return what
     return ""
 
 
@@ -151,14 +150,31 @@ def _speaks_tls(node: Node) -> bool:
         return False
 
 
-def _speaks_plainly(node: Node) -> bool:
-    """A TLS handshake is no line to the broker, which waits for its end: only asking tells."""
+def _tls_refusal(node: Node, address: Address) -> str:
+    """Why a connection over TLS is not to be had, as far as the port says it."""
     try:
         with socket.create_connection(node, 1.0) as plain:
+            # A TLS handshake is no line to a broker, which waits for its end: only asking tells.
             plain.sendall(b"PING\r\n")
-            return plain.recv(1) in (b"+", b"-")
+            if plain.recv(1) in (b"+", b"-"):
+                plus = _PLUS[address.kind]
+                return f"the port {node[0]}:{node[1]} does not speak TLS; say redis{plus}:// instead of rediss{plus}://"
     except OSError:
-        return False
+        pass
+    context = tls_context(address)
+    assert context is not None
+    try:
+        with (
+            socket.create_connection(node, 1.0) as plain,
+            context.wrap_socket(plain, server_hostname=node[0]) as tls,
+        ):
+            tls.sendall(b"PING\r\n")
+            tls.recv(1)  # in TLS 1.3 a client hears here that its certificate is not wanted
+    except ssl.SSLError as error:
+        return _tls_trouble(error)
+    except OSError:
+        pass
+    return ""
 
 
 def parse_info(text: bytes) -> dict[str, Any]:
@@ -180,6 +196,8 @@ def verdict(info: dict[str, Any], url: str) -> None:
             f"the broker at {mask(url)} has maxmemory-policy {policy} and may evict requests; "
             f"mend it with: redis-cli -u {mask(url)} CONFIG SET maxmemory-policy noeviction"
         )
+    if info.get("redis_mode") == "sentinel":
+        raise StartError(f"the broker at {mask(url)} is a sentinel; say redis+sentinel://HOST:26379/SERVICE")
     if parse_url(url).kind != "single":
         return  # who is master is asked with every connection
     if str(info.get("cluster_enabled", 0)) == "1":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -92,6 +93,14 @@ class _TlsConnection(SSLConnection):
     def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
         return self._context.wrap_socket(sock, server_hostname=self.host)
 
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        super().on_connect_check_health(check_health=check_health)
+        # The session tickets of TLS 1.3 come after the handshake. Unread they would be data that nobody asked for,
+        # and redis-py's pool gives no such connection away; the answer to any command comes after them.
+        self.send_command("PING", check_health=False)  # type: ignore[no-untyped-call]
+        with suppress(redis.exceptions.ResponseError):
+            self.read_response()
+
 
 class _MasterConnection(SentinelManagedConnection):
     """A connection to the master, which says itself that it is one: a sentinel may not have heard yet."""
@@ -154,7 +163,8 @@ class Sentinels(Sentinel):
         self.sentinels = self.sentinels[1:] + self.sentinels[:1]
 
 
-_sentinels = cache(Sentinels)
+sentinels = cache(Sentinels)
+"""Those of an address, one for a process."""
 
 
 def _text(value: bytes | str) -> str:
@@ -194,6 +204,9 @@ def node_pool(address: Address, node: Node, timeout: float, name: str) -> Connec
         "password": address.password or None,
         "db": address.db,
     }
+    if address.kind != "single":
+        # There are others, and who is right may have changed.
+        options["socket_connect_timeout"] = min(timeout, LOOK)
     if address.path:
         del options["socket_keepalive"], options["socket_keepalive_options"]
         return ConnectionPool(UnixDomainSocketConnection, path=address.path, **options)
@@ -219,6 +232,6 @@ def master_pool(address: Address, timeout: float, name: str) -> ConnectionPool:
     else:
         options["connection_class"] = _MasterConnection
     pool: ConnectionPool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        address.service, _sentinels(address), **options
+        address.service, sentinels(address), **options
     )
     return pool

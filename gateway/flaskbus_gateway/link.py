@@ -112,6 +112,7 @@ class NodeLink(asyncio.Protocol):
         """Where it is connected to, or was."""
         self.loop = asyncio.get_running_loop()
         self._was_up = False
+        self._is_first = True
         self._heard = False
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
@@ -172,6 +173,7 @@ class NodeLink(asyncio.Protocol):
 
     def _refuse(self, error: Exception) -> None:
         """A URL of the wrong kind never comes right: say so, once, to whoever starts us."""
+        self._is_first = False
         if not self._was_up and not isinstance(error, ConnectionRefusedError):
             what = mistaken(error, self.url)
             self.refused = StartError(f"the broker at {self.called} cannot be used: {what}") if what else None
@@ -187,8 +189,8 @@ class NodeLink(asyncio.Protocol):
             else:
                 self.node = await self.finder.find()
                 context = tls_context(address)
-                # Who has been there before may be slow; who has not may not speak TLS, and then would never answer.
-                patience = (STALL if self._was_up else PULSE) if context else None
+                # A port that does not speak TLS never answers: whoever starts us is to hear of it soon.
+                patience = (PULSE if self._is_first else STALL) if context else None
                 await self.loop.create_connection(
                     lambda: self, *self.node, ssl=context, ssl_handshake_timeout=patience
                 )

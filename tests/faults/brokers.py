@@ -90,7 +90,9 @@ def data_server(directory: Path, *options: str, bus: int = 0) -> Server:
 class SentinelGroup:
     """A master, a replica and three sentinels which notice within ``down_after`` milliseconds."""
 
-    def __init__(self, directory: Path, stack: ExitStack, down_after: int = 1000) -> None:
+    def __init__(
+        self, directory: Path, stack: ExitStack, down_after: int, seen_as: Callable[[Server], int]
+    ) -> None:
         fast = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
         self.master = data_server(directory / "one", *fast)
         stack.callback(self.master.stop)
@@ -98,12 +100,13 @@ class SentinelGroup:
         stack.callback(self.replica.stop)
         until(lambda: self.replica.info()["master_link_status"] == "up", "the replica has its data")
         self.sentinels: list[Server] = []
+        port = seen_as(self.master)
         for number in range(3):
             place = directory / f"sentinel-{number}"
             place.mkdir()
             config = place / "sentinel.conf"
             config.write_text(
-                f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2\n"
+                f"sentinel monitor {SERVICE} 127.0.0.1 {port} 2\n"
                 f"sentinel down-after-milliseconds {SERVICE} {down_after}\n"
                 f"sentinel failover-timeout {SERVICE} 5000\n"
             )
@@ -128,9 +131,12 @@ class SentinelGroup:
 
 
 @contextmanager
-def sentinel_group(directory: Path, down_after: int = 1000) -> Iterator[SentinelGroup]:
+def sentinel_group(
+    directory: Path, down_after: int = 1000, seen_as: Callable[[Server], int] = lambda server: server.port
+) -> Iterator[SentinelGroup]:
+    """``seen_as`` gives the port under which sentinels, and those who ask them, find the master."""
     with ExitStack() as stack:
-        yield SentinelGroup(directory, stack, down_after)
+        yield SentinelGroup(directory, stack, down_after, seen_as)
 
 
 class Cluster:

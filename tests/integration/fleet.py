@@ -212,6 +212,7 @@ class Load:
     methods: Sequence[str] = ("POST",)
     keep: bool = True
     uds: str | None = None
+    mount: str = "/fleet"
     seen: list[Seen] = field(default_factory=list)
     _done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -250,7 +251,7 @@ class Load:
         for attempt in range(100 * len(self.urls)):
             url = self.urls[(first + attempt) % len(self.urls)]
             try:
-                answer = client.request(method, f"{url}/fleet/{token}")
+                answer = client.request(method, f"{url}{self.mount}/{token}")
             except httpx.TransportError as error:
                 if refused(error):
                     time.sleep(0.05)
