@@ -18,6 +18,7 @@ from flaskbus.broker import run_script
 from flaskbus.errors import MountTaken, UsageError
 from flaskbus.idempotency import Policy
 from flaskbus.keys import GROUP, Keys
+from flaskbus.messages import WIRE_VERSION
 from flaskbus.routing import Mount
 
 UNMOUNTED = "-"
@@ -34,6 +35,7 @@ class AgentRecord:
     wall clock in seconds, for people only.
     ``key_fingerprint`` tells apart agents of one app that were given different secret keys, ``signing`` those
     with different signing keys (it names each key that they have, separated by commas; empty: none).
+    ``wire`` is the version that it speaks; agents of version 1 do not say it.
     """
 
     id: str
@@ -53,6 +55,7 @@ class AgentRecord:
     state: State = "starting"
     reason: str = ""
     at: float = 0.0
+    wire: int = WIRE_VERSION
 
     def dump(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -70,7 +73,7 @@ class AgentRecord:
             known = {name: members[name] for name in _MEMBERS if name in members}
             if not all(type(value) in _MEMBERS[name] for name, value in known.items()):
                 return None
-            return cls(**known)
+            return cls(**{"wire": 1, **known})
         except (ValueError, TypeError, RecursionError):
             return None
 

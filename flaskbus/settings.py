@@ -140,7 +140,7 @@ class GatewaySettings(CommonSettings):
         75.0, "How long an idle connection is kept open.", LIMITS, unit="seconds", least=0.0
     )
     attempts: int = knob(
-        3, "Runs that a request may get when its agents die; idempotent methods only.", LIMITS, least=1
+        3, "Runs that a request may get when its agents die, if it is safe to run again.", LIMITS, least=1
     )
     dead_body: int = knob(
         64 * 1024,

@@ -240,7 +240,6 @@ class Directory:
             return False
         if owner is not None:
             state.missing_since = None
-            state.policy = Policy.load(*policy)
             if not listed:
                 log.warning("%s was struck off the list of mounts; it is listed again", state.mount.name)
                 await self.link.script("enlist", [self.keys.mounts], [state.mount.key])
@@ -251,6 +250,7 @@ class Directory:
         state.holders = {name.decode(): int(count) for name, count in found[2] if name.isascii()}
         if owner is not None:
             await self._observe(state, agents)
+            state.policy = Policy.load(*policy) if state.keeps_answers else None
         state.queue.look(begun, _read(found), self.link.loop.time())
         return True
 

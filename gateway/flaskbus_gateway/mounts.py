@@ -54,6 +54,11 @@ class MountState:
         """Whether an agent is ready."""
         return self.queue.alive_since is not None
 
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether every agent settles the record of an Idempotency-Key: those of wire version 1 know of none."""
+        return all(record.wire > 1 for record in self.records.values())
+
     def observe(self, records: Iterable[AgentRecord], now: float, lease: float) -> list[str]:
         """Take in the agents that are listed; returns the ids of those that are lost."""
         self.records = {record.id: record for record in records}

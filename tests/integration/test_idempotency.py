@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -304,6 +305,18 @@ class TestOptingIn:
         with serving(bus, orders):
             assert first.result().text == "POST 1 tea"
 
+    def test_not_while_an_agent_of_wire_version_1_is_there(
+        self, bus: Bus, orders: Orders, broker: Broker
+    ) -> None:
+        """It would leave the record as if the request ran for ever."""
+        with serving(bus, orders) as url, broker.client() as client:
+            old = json.loads(AgentRecord(id="old", name="orders", host="h", pid=1, lease=60.0).dump())
+            del old["wire"]
+            client.hset(orders.keys.agents, "old", json.dumps(old))
+            eventually(lambda: "idempotency-replayed" not in post(f"{url}/order").headers)
+            client.hdel(orders.keys.agents, "old")
+            eventually(lambda: "idempotency-replayed" in post(f"{url}/order").headers)
+
     def test_the_latest_agent_decides(self, bus: Bus, orders: Orders) -> None:
         with serving(bus, orders) as url:
             with serving(bus, orders, idempotency_keys=False):
@@ -336,6 +349,14 @@ class TestWhatSurelyDidNotRun:
             request("POST", f"{bus.url}{orders.mount.prefix}/order", headers=KEY, timeout=0.5)
         eventually(lambda: not records(broker))
         at_rest(orders, broker)
+
+    def test_a_record_that_is_not_ours(self, bus: Bus, orders: Orders, broker: Broker) -> None:
+        with serving(bus, orders) as url, broker.client() as client:
+            assert post(f"{url}/order").status_code == 201
+            (key,) = client.scan_iter("*:idempotent:*")
+            client.set(key, "something else", px=60_000)
+            assert problem(post(f"{url}/order"))["executed"] == "no"
+            assert len(orders.runs) == 1
 
     def test_a_broker_without_memory(self, bus: Bus, orders: Orders, broker: Broker) -> None:
         claimed(orders, broker)
