@@ -23,7 +23,7 @@ import pytest
 from tests.conftest import Broker
 from tests.faults.test_stopping import Response
 from tests.integration.fleet import APP, Fleet, Load, Program, Seen, eventually, loads, refused
-from tests.integration.probe import Client
+from tests.integration.probe import Answer, Client
 from tests.integration.procs import alive
 
 STREAMS = r'''
@@ -112,6 +112,34 @@ class Clients:
         assert not self.failures
 
 
+class Fresh(Clients):
+    """Short requests, each over a connection of its own."""
+
+    def act(self, token: str, number: int, urls: Iterator[str]) -> None:
+        with ask(urls, connected) as client:
+            answered(client, token)
+
+
+class Kept(Clients):
+    """Short requests over connections that are kept until the gateway says that it closes them."""
+
+    def __init__(self, urls: Sequence[str], count: int) -> None:
+        super().__init__(urls, count)
+        self._kept: dict[int, Client] = {}
+
+    def act(self, token: str, number: int, urls: Iterator[str]) -> None:
+        client = self._kept.pop(number, None) or ask(urls, connected)
+        if answered(client, token).headers.get("connection") == "close" or self._end.is_set():
+            client.sock.close()
+        else:
+            self._kept[number] = client
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for client in self._kept.values():
+            client.sock.close()
+
+
 class Finite(Clients):
     """Finite streams: everything of each must come."""
 
@@ -142,6 +170,13 @@ class Events(Clients):
             last += 1
             assert int(event) == last
         self._last[number] = last
+
+
+def answered(client: Client, token: str) -> Answer:
+    answer = client.request(f"/fleet/{token}", "POST")
+    assert answer.status == 200
+    assert answer.body.startswith(token.encode() + b" ")
+    return answer
 
 
 def connected(url: str) -> Client:
@@ -196,16 +231,13 @@ def test_a_gateway_is_restarted_again_and_again(broker: Broker, tmp_path: Path) 
     with Fleet(tmp_path, broker.url) as fleet:
         gateway, url = fleet.gateway()
         fleet.agent("one", "--threads", "8")
-        kept = Named([url], threads=6, methods=("GET", "POST"))
-        with loads(kept, Named([url], threads=6, methods=("GET", "POST"), keep=False)) as both:
+        with Kept([url], 6) as kept, Fresh([url], 6) as fresh:
             for _ in range(4):
-                for load in both:
-                    load.more(20)
+                kept.more(50)
+                fresh.more(50)
                 ended_well(gateway)
                 gateway, _ = fleet.gateway(port=int(url.rpartition(":")[2]))
-        for load in both:
-            assert not load.bad()
-            load.judge(fleet.runs())
+        assert not kept.failures + fresh.failures
         fleet.at_rest()
 
 
