@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -214,8 +215,9 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self._safe_write("\r\n".join(head).encode("ascii") + b"\r\n" + date + b"\r\n" + body)
 
     async def _serve_http2_request(self, request: Any, connection: Any, *args: Any) -> None:
-        # h2 took the bytes for UTF-8, and gunicorn would make Latin-1 of them.
-        if request.uri.isascii():
+        mistake = _mistake(request.method, request.uri)
+        if mistake is None:
+            # h2 took the bytes for UTF-8, and gunicorn would make Latin-1 of them.
             request.headers = [
                 (name, value if value.isascii() else value.encode().decode("latin-1"))
                 for name, value in request.headers
@@ -223,7 +225,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             await super()._serve_http2_request(request, connection, *args)
         else:
             stream = request.stream.stream_id
-            _, body = _problem(400, "The request target is not ASCII; all else is percent-encoded.")
+            _, body = _problem(400, mistake)
             headers = [("content-type", "application/problem+json"), ("content-length", str(len(body)))]
             await connection.send_response(stream, 400, headers, body)
             connection.cleanup_stream(stream)
@@ -288,6 +290,21 @@ def _problem(status: int, detail: str) -> tuple[str, bytes]:
     title: str = _gunicorn._REASON_PHRASES[status]
     error = BusError(detail, executed="unknown") if status == 500 else InvalidRequest(detail)
     return title, json.dumps(error.problem() | {"status": status, "title": title}).encode()
+
+
+def _mistake(method: str, target: str) -> str | None:
+    """What is wrong with a request of HTTP/2; HTTP/1's parser knows it by itself."""
+    if not target.isascii():
+        return "The request target is not ASCII; all else is percent-encoded."
+    if not _METHOD.fullmatch(method):
+        return "The method is not one."
+    # RFC 9113 section 8.3.1: the host has a pseudo-header of its own, and gunicorn would forget the target's.
+    if not target.startswith("/") and target != "*" and method != "CONNECT":
+        return "The request target is not a path."
+    return None
+
+
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")
 
 
 def _check_codings(headers: list[tuple[bytes, bytes]]) -> None:

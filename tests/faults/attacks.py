@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.faults.attacks_http2 import ATTACKS2, Attack2, fields
+
 MOUNTS = {"myapp": ("/myapp", ""), "other": ("/other", ""), "admin": ("/", "admin.example")}
 """App -> prefix and host."""
 
@@ -445,10 +447,10 @@ ATTACKS = [attack for section in SECTIONS.values() for attack in section]
 
 def page() -> str:
     """The tables in Markdown."""
-    return "\n".join(
-        f"### {title}\n\n| sent | outcome | why |\n| --- | --- | --- |\n" + "".join(map(_row, attacks))
-        for title, attacks in SECTIONS.items()
-    )
+    tables = {f"HTTP/1: {title}": map(_row, attacks) for title, attacks in SECTIONS.items()}
+    tables["HTTP/2"] = map(_row2, ATTACKS2)
+    head = "| sent | outcome | why |\n| --- | --- | --- |\n"
+    return "\n".join(f"## {title}\n\n{head}{''.join(rows)}" for title, rows in tables.items())
 
 
 def _row(attack: Attack) -> str:
@@ -459,6 +461,15 @@ def _row(attack: Attack) -> str:
         outcome += ", closed"
     name = _escaped(attack.name.encode("latin-1")).replace("*", "\\*")
     return f"| {name}<br>`{_escaped(_telling(attack.sent))}` | {outcome} | {attack.why} |\n"
+
+
+def _row2(attack: Attack2) -> str:
+    usual = fields()
+    told = b", ".join(b": ".join(pair) for pair in attack.fields if pair not in usual)
+    if len(told) > 120:
+        told = told[:60] + b"..." + told[-30:]
+    outcome = f"`{attack.outcome}`" if ":" in attack.outcome else attack.outcome
+    return f"| {attack.name}<br>`{_escaped(told)}` | {outcome} | {attack.why} |\n"
 
 
 def _telling(sent: bytes) -> bytes:
