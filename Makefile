@@ -5,9 +5,10 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all soak coverage lint format clean
+.PHONY: help demo test test-all soak coverage lint format bench clean
 
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Tests wait for processes more than they compute; more than a few workers only crowd each other. A file stays
@@ -43,8 +44,11 @@ format: $(VENV)/.test  ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(BENCH)/.installed  ## flaskbus beside nginx, gunicorn, granian and uWSGI; ARGS="--quick" for a look
+	$(BENCH)/bin/python -m benchmarks $(ARGS)
+
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .*_cache .hypothesis examples/instance
+	rm -rf $(VENV) $(BENCH) build dist htmlcov .coverage .coverage.* .*_cache .hypothesis examples/instance
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp is newer than pyproject.toml or everything is made again, and so it is when another
@@ -65,4 +69,12 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.deploy: $(VENV)/.test
 	$(INSTALL) --group deploy
+	@touch $@
+
+# Its own: what the other servers need does not always go with what the tests need.
+$(BENCH)/.installed: pyproject.toml .ci/venv
+	.ci/venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group bench
+	@# Needs a C compiler; without it, uWSGI is skipped.
+	-$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --group bench-uwsgi
 	@touch $@

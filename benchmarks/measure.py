@@ -1,0 +1,133 @@
+"""What processes and the broker have used, from /proc and INFO."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from benchmarks.systems.base import Running
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def family(roots: Iterable[int]) -> list[int]:
+    """These processes and their descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        if fields := _stat(int(entry.name)):
+            parents[int(entry.name)] = int(fields[1])
+    found = list(roots)
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the third on (proc(5)): state, parent …; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def roles(running: Running) -> dict[str, list[int]]:
+    """Process ids by role."""
+    found: dict[str, list[int]] = {}
+    for child in running.children.all:
+        found.setdefault(child.role, []).extend(family([child.pid]))
+    return found
+
+
+def cpu(running: Running) -> float:
+    """Seconds of CPU that all its living processes have used, in user mode and in the kernel."""
+    stats = (_stat(pid) for pids in roles(running).values() for pid in pids)
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats if fields) / _TICKS
+
+
+def pss(pids: Iterable[int]) -> int:
+    """Bytes; what processes share is counted once, in shares."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def rss(pids: Iterable[int]) -> int:
+    """Bytes; what processes share is counted for each. Cheap enough to be asked often."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return total
+
+
+@dataclass
+class MemoryWatch:
+    """The most memory (RSS, bytes) that each role has while the context lasts."""
+
+    running: Running
+    before: dict[str, int] = field(default_factory=dict)
+    peak: Counter[str] = field(default_factory=Counter)
+
+    def __enter__(self) -> Self:
+        self._roles = roles(self.running)
+        self.before = {role: rss(pids) for role, pids in self._roles.items()}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            self.look()
+
+    def look(self) -> None:
+        for role, pids in self._roles.items():
+            self.peak[role] = max(self.peak[role], rss(pids))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUse:
+    """INFO's counters: seconds of CPU, and calls by command."""
+
+    cpu: float
+    calls: Counter[str]
+    at: float
+
+    def __sub__(self, other: BrokerUse) -> BrokerUse:
+        return BrokerUse(self.cpu - other.cpu, self.calls - other.calls, self.at - other.at)
+
+
+def broker_use(url: str) -> BrokerUse:
+    with redis.Redis.from_url(url) as client:
+        info: dict[str, Any] = client.info("cpu")
+        stats: dict[str, Any] = client.info("commandstats")
+    calls = Counter({name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in stats.items()})
+    return BrokerUse(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]), calls, time.monotonic())
+
+
+def broker_connections(url: str) -> int:
+    """Clients of the broker, less the one that asks."""
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("clients")["connected_clients"]) - 1
