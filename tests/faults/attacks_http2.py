@@ -18,7 +18,7 @@ RESET = "stream error"
 
 @dataclass(frozen=True)
 class Attack2:
-    """``outcome`` is :data:`ENDED`, :data:`RESET`, a status, or what reached an app, as in :mod:`tests.faults.attacks`."""
+    """``outcome`` is :data:`ENDED`, :data:`RESET`, a status, or what reached an app (as in attacks.py)."""
 
     name: str
     fields: Fields
