@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, connect
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
@@ -24,6 +25,7 @@ from flaskbus.settings import AgentSettings
 from flaskbus.signing import parse_keys, seals_of
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.delivery import Runner
+from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.moves import Moves
 from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
 from flaskbus_agent.reading import ANSWER, BLOCK_MS, open_reader
@@ -66,16 +68,12 @@ class Consumer:
         self._ever_served = dict(self._by_stream)
         self._turn = threading.Lock()
         self._backlog: deque[Entry] = deque()
-        self._held: set[bytes] = set()
-        """Stream and entry id of what this process has in hand, to tell lost deliveries from running ones."""
-        self._ended: set[bytes] | None = None
-        """What was settled while the group is asked what we hold: its answer may still name them."""
+        self._in_hand = InHand()
         self._reread = True
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
         self._threads_lock = threading.Lock()
-        self._held_lock = threading.Lock()
         self._streams = 0
         self._rotation = 0
         self._moves = Moves(settings.redis)
@@ -203,13 +201,16 @@ class Consumer:
         return True
 
     def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
+        if entry.done:
+            self._runner.forget(entry, channel)
+            return
         me = threading.get_ident()
         mark = entry.served.keys.requests.encode() + entry.entry_id
         settled = False
         try:
             request = self._runner.decode(entry, channel)
             if request is None:
-                settled = True  # or still pending, and then it may be looked at again: nothing ran
+                self._in_hand.release(mark)  # if it could not be buried, it is looked at again: nothing ran
                 return
             running = Running(me, request.id, request.method, request.target, time.monotonic())
             self._running[me] = running
@@ -217,10 +218,7 @@ class Consumer:
         finally:
             self._running.pop(me, None)
             if settled:
-                with self._held_lock:
-                    if self._ended is not None:
-                        self._ended.add(mark)
-                    self._held.discard(mark)
+                self._in_hand.settle(mark)
             self.served += 1
 
     # Reading
@@ -239,8 +237,12 @@ class Consumer:
                 except Unavailable as error:
                     self._stumble(f"the broker is away: {error}")
                 except redis.exceptions.ResponseError as error:
-                    self._stumble(f"the broker refuses to let us read: {error}")
+                    self._stumble(f"the broker refuses to let us read: {self._explained(error)}")
             return self._backlog.popleft()
+
+    def _explained(self, error: Exception) -> str:
+        text = str(error).rstrip(".")
+        return text + mend(text, [mount.name for mount in self._served])
 
     def _stumble(self, trouble: str) -> None:
         """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
@@ -303,8 +305,6 @@ class Consumer:
 
     def _read_own(self) -> None:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
-        with self._held_lock:
-            self._ended = set()
         self._take(self._reader.begin())
         for stream in tuple(self._by_stream):
             after = b"0"
@@ -315,8 +315,6 @@ class Consumer:
                     break
                 self._take(answer)
                 after = entries[-1][0]
-        with self._held_lock:
-            self._ended = None
         self._reread = False
 
     def _take(self, answer: Any) -> None:
@@ -324,21 +322,21 @@ class Consumer:
         for stream, entries in answer or ():
             served = self._ever_served.get(stream)
             for entry_id, fields in entries:
-                mark = stream + entry_id
-                with self._held_lock:
-                    if mark in self._held or (self._ended is not None and mark in self._ended):
-                        continue
-                    if served is None or fields is None:
-                        continue
-                    self._held.add(mark)
-                self._backlog.append(Entry(served, entry_id, fields, now, self._age(stream, entry_id, now)))
+                if served is None or fields is None:
+                    continue
+                standing = self._in_hand.take(stream + entry_id)
+                if standing is Standing.NEW:
+                    age = self._age(stream, entry_id, now)
+                    self._backlog.append(Entry(served, entry_id, fields, now, age))
+                elif standing is Standing.DONE:
+                    self._backlog.append(Entry(served, entry_id, fields, now, done=True))
 
     # Doorbell
 
     def _listen(self) -> None:
         """Hear when a client took something, or went away. A hint: who waits also looks each second."""
         client: redis.client.PubSub | None = None
-        unheard = 0
+        unheard, told = 0, False
         while not self._quiet.is_set() or self._threads:
             try:
                 if client is None:
@@ -353,8 +351,11 @@ class Consumer:
                     if unheard > UNHEARD:
                         raise redis.exceptions.TimeoutError("nobody answers")
                     client.ping()
-            except (*Unavailable, redis.exceptions.RedisError):
+            except (*Unavailable, redis.exceptions.RedisError) as error:
                 client = None
+                if isinstance(error, redis.exceptions.NoPermissionError) and not told:
+                    told = True
+                    self.log.error("the broker refuses to let us hear doorbells: %s", self._explained(error))
                 self._quiet.wait(0.5)
             self._moves.look()
         if client is not None:

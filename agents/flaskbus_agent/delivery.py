@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 import redis
 
 from flaskbus import letters, wire
+from flaskbus.acl import mend
 from flaskbus.broker import Unavailable
 from flaskbus.errors import WireError
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
@@ -122,10 +123,20 @@ class Runner:
         except Cancelled:
             pass
         except redis.exceptions.RedisError as error:
-            log.error("the reply to %s was refused by the broker: %s", request.id, error)
+            text = str(error).rstrip(".")
+            hint = mend(text, [entry.served.keys.mount])
+            log.error("the reply to %s was refused by the broker: %s%s", request.id, text, hint)
         finally:
             self.credit.forget(request.id)
         return outbox.settled
+
+    def forget(self, entry: Entry, channel: Channel) -> None:
+        """Remove an entry that this process has run before. Nobody else has to be told: the reply was sent then."""
+        keys = entry.served.keys
+        try:
+            channel.script("withdraw", [keys.requests], [GROUP, entry.entry_id])
+        except (*Unavailable, redis.exceptions.RedisError) as error:
+            log.error("an entry that was run before could not be removed: %s", error)
 
     def _hand_back(self, entry: Entry, request: Request, outbox: Outbox) -> str:
         """Why the request is not to be run here; its gateway then decides. Empty where it may run.

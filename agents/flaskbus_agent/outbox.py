@@ -44,6 +44,7 @@ class Entry:
     """What one XREADGROUP delivered, at ``read_at`` (monotonic seconds).
 
     ``age`` is how many milliseconds it had waited then, by the broker's own clock; 0 where that is not known.
+    ``done``: this process has run it before, and a broker that lost its last writes does not know that.
     """
 
     served: Served
@@ -51,6 +52,7 @@ class Entry:
     fields: Sequence[bytes]
     read_at: float
     age: float = 0.0
+    done: bool = False
 
 
 def signer(entry: Entry, request_id: str) -> Signer | None:

@@ -136,11 +136,30 @@ class Reaper:
 
     async def gateway_died(self, state: MountState, process: str) -> None:
         """Withdraw what a dead gateway had sent and nobody has taken: no client waits for it."""
+        await self._withdraw_all(state, process, lambda _: None)
+
+    async def look_for_ghosts(
+        self, state: MountState, process: str, mine: Callable[[str], Exchange | None]
+    ) -> None:
+        """Withdraw what this gateway, ``process``, sent and does not wait for any more.
+
+        A broker that lost its last writes has entries again that were answered. ``mine`` finds an exchange by its
+        correlation id.
+        """
+        with contextlib.suppress(LinkError, AnswerError):
+            await self._withdraw_all(state, process, mine)
+
+    async def _withdraw_all(
+        self, state: MountState, process: str, awaited: Callable[[str], Exchange | None]
+    ) -> None:
         start = "-"
         while True:
             entries = await self.link.call("XRANGE", state.keys.requests, start, "+", "COUNT", 500)
             for entry_id, fields in entries:
-                if wire.peek_sender(fields)[0] == process:
+                if wire.peek_sender(fields)[0] != process:
+                    continue
+                exchange = awaited(wire.peek_id(fields) or "")
+                if exchange is None or exchange.entry_id not in (None, entry_id):
                     await self._withdraw(state, entry_id, fields)
             if len(entries) < 500:
                 return

@@ -208,6 +208,8 @@ class Switchboard:
                 exchange.ring(ring.frame)
 
     def _link_is_up(self) -> None:
+        for state in self.directory.states.values():
+            self.spawn(self.reaper.look_for_ghosts(state, self.process, self.exchanges.get))
         self._collect()
         self.directory.forgive()
         self.directory.refresh()

@@ -164,7 +164,7 @@ def test_a_clock_that_jumped_costs_a_round_trip(
 
     monkeypatch.setattr(Outbox, "broker_time", jumped)
     with running_bus(broker.url) as bus, agent(broker, counted.app) as puzzled:
-        puzzled.consumer._age = lambda entry_id, now: HOUR  # type: ignore[method-assign]
+        puzzled.consumer._age = lambda stream, entry_id, now: HOUR  # type: ignore[method-assign]
         puzzled.start()
         bus.await_route(SHOP)
         assert httpx.post(f"{bus.url}/shop/once", timeout=30).text == "once"
