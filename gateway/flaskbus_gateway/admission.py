@@ -25,8 +25,8 @@ from flaskbus import errors
 WINDOW = 10.0
 """Seconds over which the drain of a queue is measured."""
 
-EVIDENCE = 1.5
-"""Seconds for which something must have waited before the drain is believed."""
+EVIDENCE = 0.9
+"""Seconds for which something must have waited before the drain is believed: from one regular look to the next."""
 
 SPACING = 0.25
 """Seconds between two looks that are remembered; more would tell no more."""
@@ -105,12 +105,13 @@ class Queue:
     _sent: int = 0  # sent by this process, ever
     _started: int = 0  # of those, how many do not wait any more
     _since: int = 0  # _sent - _started, when the last look was under way
+    _free: int = 0  # threads that had nothing to do then
     _marks: deque[_Mark] = field(default_factory=lambda: deque(maxlen=1000))
 
     @property
     def waiting(self) -> int:
         """Requests that wait: as of the last look, and what this process sent or saw started since."""
-        return max(0, self._seen + self._sent - self._started - self._since) + self.coming
+        return max(0, self._seen + self._sent - self._started - self._since - self._free) + self.coming
 
     def sent(self, exchange: object, now: float) -> None:
         """The request of an exchange that was coming is on its way to the stream."""
@@ -130,6 +131,14 @@ class Queue:
             if took is not None:
                 self.work = took if self.work is None else self.work + LATEST * (took - self.work)
 
+    def goes_on(self, now: float, held: float) -> None:
+        """Requests are taken again, or for the first time: until ``now``, they were not for ``held`` seconds."""
+        self.alive_since, self.held, self.probe = now, held, None
+
+    def pauses(self) -> None:
+        """Nobody takes requests; what was sent before may wait long, and tells nothing of the work."""
+        self.alive_since = self.probe = None
+
     def begin(self) -> int:
         """A look is sent now, behind everything that was sent before; for :meth:`look`."""
         return self._sent - self._started
@@ -137,6 +146,7 @@ class Queue:
     def look(self, begun: int, seen: Look, now: float) -> None:
         """What the look that began at ``begun`` saw; arrived at ``now`` (monotonic seconds)."""
         self._seen, self._since = seen.waiting, begun
+        self._free = max(0, self.threads - seen.pending)
         self._remember(seen, now)
         self.age = 0.0
         if seen.head is not None and self.alive_since is not None:

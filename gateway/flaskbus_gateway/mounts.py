@@ -95,12 +95,12 @@ class MountState:
         if not ready:
             self.ended(now)
         elif queue.alive_since is None:
-            queue.held = 0.0 if self.held_since is None else now - self.held_since
-            queue.alive_since, self.held_since = now, None
+            queue.goes_on(now, 0.0 if self.held_since is None else now - self.held_since)
+            self.held_since = None
 
     def ended(self, now: float) -> None:
         """No agent is ready."""
-        self.queue.alive_since = None
+        self.queue.pauses()
         self.held_since = now if self.held_since is None else self.held_since
 
     def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
@@ -119,5 +119,5 @@ class MountState:
             pulse.seen = now
         self.seen.clear()
         if self.alive:
-            self.queue.held = now - self.looked
-            self.queue.alive_since = self.looked = now
+            self.queue.goes_on(now, now - self.looked)
+        self.looked = now

@@ -17,6 +17,7 @@ class Answer:
     seconds: float
     ended: float
     retry_after: int | None = None
+    body: bytes = b""
 
 
 @dataclass(slots=True)
@@ -59,25 +60,25 @@ class Client:
                 connection = self._idle.pop() if self._idle else None
                 if connection is None:
                     connection = await asyncio.open_connection(self.host, self.port)
-                status, retry_after = await self._exchange(*connection, target)
+                status, retry_after, body = await self._exchange(*connection, target)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             if connection is not None:
                 connection[1].transport.abort()
-            status, retry_after = 0, None
+            status, retry_after, body = 0, None, b""
         else:
             self._idle.append(connection)
         ended = time.monotonic()
-        return Answer(status, ended - began, ended, retry_after)
+        return Answer(status, ended - began, ended, retry_after, body)
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
-    ) -> tuple[int, int | None]:
+    ) -> tuple[int, int | None, bytes]:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        await reader.readexactly(int(headers[b"content-length"]))
+        body = await reader.readexactly(int(headers[b"content-length"]))
         retry = headers.get(b"retry-after")
-        return int(head.split(b" ", 2)[1]), None if retry is None else int(retry)
+        return int(head.split(b" ", 2)[1]), None if retry is None else int(retry), body
 
     def close(self) -> None:
         for _, writer in self._idle:

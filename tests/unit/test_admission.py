@@ -114,7 +114,7 @@ class TestAge:
         seen.look(100.0)
         assert seen.look(125.0).age == 0
         assert not seen.queue.too_old(10, 125.0)
-        seen.queue.alive_since = 125.5
+        seen.queue.goes_on(125.5, 25.5)
         assert seen.look(126.0).age == 0.5
 
     def test_after_a_hold_what_had_gathered_may_be_served_first(self) -> None:
@@ -125,7 +125,7 @@ class TestAge:
             stream.add(90)
             seen.look(now)
             now += 1
-        seen.queue.alive_since, seen.queue.held = now, 20.0
+        seen.queue.goes_on(now, 20.0)
         for _ in range(30):
             stream.add(90)
             stream.take(100)
@@ -183,6 +183,18 @@ class TestLength:
             queue.started("any", None)
         assert queue.waiting == 0
 
+    def test_what_is_sent_takes_the_free_threads_first(self, stream: Stream) -> None:
+        stream.add(3)
+        stream.take(3)
+        seen = Observer(stream)
+        seen.queue.threads = 10
+        queue = seen.look(100.0)
+        for number in range(9):
+            assert queue.waiting == max(0, number - 7)
+            queue.coming += 1
+            queue.sent(number, 100.0)
+        assert queue.waiting == 2
+
     def test_more_pending_than_there_are_is_none_waiting(self) -> None:
         assert Look(3, 5).waiting == 0
 
@@ -221,8 +233,12 @@ class TestDrain:
         queue = self.overloaded(5, arrive=1, served=1)
         assert (queue.drain, queue.wait) == (None, 0)
 
-    def test_it_takes_a_while_to_be_believed(self) -> None:
-        assert self.overloaded(1, arrive=500, served=1).drain is None
+    def test_it_takes_a_while_to_be_believed(self, stream: Stream) -> None:
+        seen = Observer(stream)
+        stream.add(500)
+        assert seen.look(100.0).drain is None
+        assert seen.look(100.5).drain is None
+        assert seen.look(101.0).drain == 1
 
     def test_a_slow_app_is_given_time(self) -> None:
         """One that finishes nothing in two seconds may be about to."""
@@ -286,6 +302,15 @@ class TestWork:
         assert queue.work is None
         queue.started(3, 0.2)
         assert queue.work == 0.2
+
+    def test_who_was_held_tells_nothing(self) -> None:
+        queue = self.queue(0.1)
+        queue.sent("one", 100.0)
+        queue.pauses()
+        assert queue.alive_since is None
+        queue.goes_on(120.0, 20.0)
+        queue.started("one", 20.0)
+        assert queue.work == 0.1
 
     def test_a_queue_that_waits_has_no_free_thread(self, stream: Stream) -> None:
         stream.add()
