@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from typing import TYPE_CHECKING
 from wsgiref.validate import validator
 
-from tests.faults.contents import LARGE, content, reply_size
+from tests.faults.contents import content, reply_size, work
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -24,12 +23,6 @@ def record(token: str, attempt: int) -> None:
     os.fsync(_ledger)
 
 
-def work(token: str) -> float:
-    """Seconds that a token's handler takes: mostly a few milliseconds, rarely a tenth of a second."""
-    dice = sha256(token.encode()).digest()[0]
-    return 0.1 if dice == 0 else dice / 256 * 0.004
-
-
 def soak(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """``/SHAPE/SIZE/TOKEN``; a body must be the content of its token, and of this size."""
     _, shape, size, token = environ["PATH_INFO"].split("/")
@@ -40,17 +33,17 @@ def soak(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
         start_response("422 Unprocessable Content", headers)
         return [b"the body was altered"]
     time.sleep(work(token))
-    if shape == "stream":
-        start_response("200 OK", headers)
-        return produce(token)
     body = content(token, "reply", reply_size(shape))
+    if shape in ("stream", "trickle"):
+        start_response("200 OK", headers)
+        return produce(body)
     start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
     return [body]
 
 
-def produce(token: str) -> Iterator[bytes]:
-    body, step = content(token, "reply", LARGE), LARGE // PIECES
-    for start in range(0, LARGE, step):
+def produce(body: bytes) -> Iterator[bytes]:
+    step = len(body) // PIECES
+    for start in range(0, len(body), step):
         yield body[start : start + step]
         time.sleep(0.001)
 

@@ -39,6 +39,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.stray = b""
         self.closed = False
+        self.ended = asyncio.Event()
         self._buffer = b""
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self.ended.set()
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done():
             if self._status and self._left is None and b"transfer-encoding" not in self._headers:

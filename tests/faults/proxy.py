@@ -119,7 +119,7 @@ class Side(asyncio.Protocol):
             self.pipe.end(reset=False)
 
     def write(self, data: bytes) -> None:
-        if self.lost:
+        if self.lost or (self.transport is not None and self.transport.is_closing()):
             return
         if self.transport is None:
             self.waiting.append(data)

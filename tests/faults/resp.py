@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from importlib.resources import files
 from typing import NamedTuple
 
 from flaskbus.broker import script_sha
 
-SCRIPTS = ("finish", "push", "withdraw", "claim", "leave", "forget", "repair", "bury", "requeue", "vanished")
-_NAMES = {script_sha(name).encode(): name for name in SCRIPTS}
+_NAMES = {
+    script_sha(item.name.removesuffix(".lua")).encode(): item.name.removesuffix(".lua")
+    for item in files("flaskbus").joinpath("scripts").iterdir()
+    if item.name.endswith(".lua")
+}
 _TWO_WORDS = frozenset({"CLIENT", "SCRIPT", "XINFO", "XGROUP", "CONFIG"})
 
 

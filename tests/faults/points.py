@@ -1,0 +1,119 @@
+"""``python -m tests.faults.points [options] PROGRAM ARGUMENT…``: a program that kills itself at a named point.
+
+It runs ``python -m PROGRAM`` with one function of it wrapped, so that production code needs no hooks:
+
+    --kill POINT   SIGKILL of the process that first reaches this point; see POINTS
+    --nth N        reaches it for the N-th time (each process counts for itself)
+    --flag FILE    made by the process that dies, so that only one does
+    --set MODULE:NAME=NUMBER   a constant of the program, for faster tests
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flaskbus.broker import script_sha
+
+
+class Point(NamedTuple):
+    """Before or after a call of a function ``module:qualified.name``; ``when`` looks at its arguments."""
+
+    function: str
+    after: bool = False
+    when: Callable[..., bool] = lambda *_, **__: True
+
+
+def sends(script: str) -> Callable[..., bool]:
+    """Whether redis-py sends this script now."""
+    sha = script_sha(script).encode()
+    return lambda _connection, command, **_: sha in b"".join(command)
+
+
+SEND = "redis.connection:AbstractConnection.send_packed_command"
+
+POINTS = {
+    "agent: read, not begun": Point("flaskbus_agent.delivery:Runner.decode"),
+    "agent: in the handler": Point("tests.faults.app:record", after=True),
+    "agent: finish not sent": Point("flaskbus_agent.outbox:Outbox.finish"),
+    "agent: finish sent, not answered": Point(SEND, after=True, when=sends("finish")),
+    "agent: first push sent, not answered": Point(SEND, after=True, when=sends("push")),
+    "agent: between two pushes": Point("flaskbus_agent.outbox:Outbox._push", after=True),
+    "agent: leaving": Point("flaskbus.registry:Registry.leave"),
+    "gateway: XADD not sent": Point("flaskbus_gateway.exchange:Exchange.send"),
+    "gateway: XADD sent, not answered": Point(
+        "flaskbus_gateway.link:NodeLink._flush",
+        after=True,
+        when=lambda link: any(b"\r\nXADD\r\n" in data for data in link._out),
+    ),
+    "gateway: waiting": Point("flaskbus_gateway.exchange:Exchange.head"),
+    "gateway: reply taken from its list": Point("flaskbus_gateway.inbox:Inbox.take_listed", after=True),
+    "gateway: reply taken from the bell": Point("flaskbus_gateway.inbox:Inbox.take_rung", after=True),
+    "gateway: list not deleted": Point("flaskbus_gateway.switchboard:Switchboard._collect"),
+}
+
+
+def find(name: str) -> tuple[Any, str]:
+    """The owner and the last name of ``module:qualified.name``."""
+    module, _, path = name.partition(":")
+    *owners, last = path.split(".")
+    return functools.reduce(getattr, owners, import_module(module)), last
+
+
+def arm(point: Point, nth: int, flag: Path) -> None:
+    """Wrap the function of a point."""
+    owner, name = find(point.function)
+    original = getattr(owner, name)
+    calls = 0
+
+    def reached() -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= nth:
+            try:
+                flag.open("x").close()
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        here = point.when(*args, **kwargs)
+        if here and not point.after:
+            reached()
+        result = original(*args, **kwargs)
+        if here and point.after:
+            reached()
+        return result
+
+    setattr(owner, name, wrapper)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.points", description=__doc__)
+    parser.add_argument("--kill", choices=list(POINTS))
+    parser.add_argument("--nth", type=int, default=1)
+    parser.add_argument("--flag", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="MODULE:NAME=NUMBER")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    for item in options.set:
+        name, _, value = item.partition("=")
+        setattr(*find(name), float(value))
+    if options.kill:
+        arm(POINTS[options.kill], options.nth, options.flag)
+    sys.argv = [options.program, *options.arguments]
+    runpy.run_module(options.program, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
