@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
 from flaskbus.keys import GROUP, Keys
+from flaskbus.testing import running_bus
 from tests.faults.mortal import MortalBroker
 from tests.integration.fleet import LEASE, MOUNT, Fleet, Load, Program, Seen, eventually
+from tests.integration.test_promises import Gate, at_rest, problem
 
 KEYS = Keys()
 M = KEYS.of(MOUNT.key)
+SHOP = KEYS.of("/shop")
 Client = Any
 
 LOST = "has sent no heartbeat"
@@ -181,6 +186,65 @@ def test_out_of_memory(site: Site) -> None:
     print(f"{len(refused)} refused: p50 {_ms(times, 0.5)}, p99 {_ms(times, 0.99)}")
     assert times[len(times) // 2] < 0.05
     assert LOST not in site.logs()
+
+
+@pytest.mark.slow
+def test_what_runs_is_answered_while_memory_is_short(tmp_path: Path) -> None:
+    """Replies, streams and what waited already; only what is new is refused, at once."""
+    broker, gate, lease = MortalBroker(tmp_path), Gate(), 1.0
+    try:
+        with ThreadPoolExecutor() as pool, broker.broker.client() as client:
+            with (
+                running_bus(broker.url, lease=lease) as bus,
+                bus.mount(gate.app, "/shop", lease=lease) as url,
+            ):
+                with httpx.stream("GET", f"{url}/stream", timeout=30) as stream:
+                    parts = stream.iter_raw()
+                    size = len(next(parts))
+                    running = [pool.submit(httpx.post, f"{url}/wait/{n}", timeout=30) for n in range(6)]
+                    eventually(lambda: len(set(gate.calls) - {"chunk"}) == 4)
+                    eventually(lambda: client.xlen(SHOP.requests) == 7)
+                    client.config_set("maxmemory", "1")
+                    refused = eventually(
+                        lambda: (answer := httpx.get(f"{url}/fast", timeout=30)).status_code == 503 and answer
+                    )
+                    assert problem(refused)["type"].endswith("broker-full")
+                    time.sleep(3 * lease)
+                    print(f"refused within {1000 * refusal(url):.1f} ms")
+                    assert refusal(url) < 0.5
+                    assert client.hlen(SHOP.agents) == client.hlen(KEYS.gateways) == 1
+                    gate.open.set()
+                    assert [answer.result().status_code for answer in running] == [200] * 6
+                    assert size + sum(map(len, parts)) == 2000 * 32768
+                client.config_set("maxmemory", "0")
+                eventually(lambda: httpx.get(f"{url}/fast", timeout=30).status_code == 200)
+                at_rest(broker.broker)
+    finally:
+        gate.open.set()
+        broker.close()
+
+
+def refusal(url: str) -> float:
+    """Seconds that it takes to be refused, at best: the machine has other things to do too."""
+    with httpx.Client() as client:
+        return min(client.get(f"{url}/fast").elapsed.total_seconds() for _ in range(10))
+
+
+def test_refused_before_it_is_full(tmp_path: Path) -> None:
+    broker, gate = MortalBroker(tmp_path), Gate()
+    try:
+        with broker.broker.client() as client, running_bus(broker.url) as bus:
+            with bus.mount(gate.app, "/shop") as url:
+                used: Any = client.info("memory")
+                client.config_set("maxmemory", str(int(used["used_memory"] / 0.85)))
+                refused = eventually(
+                    lambda: (answer := httpx.get(f"{url}/fast", timeout=30)).status_code == 503 and answer
+                )
+                assert problem(refused)["type"].endswith("broker-full")
+                client.config_set("maxmemory", str(int(used["used_memory"] / 0.5)))
+                eventually(lambda: httpx.get(f"{url}/fast", timeout=30).status_code == 200)
+    finally:
+        broker.close()
 
 
 @pytest.mark.slow
