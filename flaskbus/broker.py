@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -18,16 +19,17 @@ from typing import Any, cast
 import redis
 from redis.connection import AbstractConnection, ConnectionPool
 
+from flaskbus.acl import mend
 from flaskbus.address import Address as Address
 from flaskbus.address import Node, mask, parse_url
-from flaskbus.cluster_client import ClusterClient
-from flaskbus.connections import Misconfigured, master_pool, node_pool, tls_context
+from flaskbus.cluster_client import ClusterClient, cluster_map
+from flaskbus.connections import Misconfigured, master_pool, node_pool, sentinels, tls_context
 from flaskbus.connections import Unavailable as Unavailable
 from flaskbus.errors import StartError
 
 __all__ = [
-    "Address", "Unavailable", "check", "connect", "mask", "mistaken", "parse_info", "parse_url", "primaries",
-    "raw_connection", "run_script", "script_names", "script_sha", "script_source", "verdict",
+    "Address", "Unavailable", "check", "connect", "mask", "mistaken", "one_server", "parse_info", "parse_url",
+    "primaries", "raw_connection", "run_script", "script_names", "script_sha", "script_source", "verdict",
 ]  # fmt: skip
 
 OLDEST_REDIS = (7, 0)
@@ -65,6 +67,18 @@ def _pool(address: Address, timeout: float, name: str) -> ConnectionPool:
     if address.kind == "sentinel":
         return master_pool(address, timeout, name)
     return node_pool(address, address.nodes[0], timeout, name)
+
+
+def one_server(url: str) -> Address:
+    """One server of the broker, for who can speak to one only: the master that the sentinels name, or any node."""
+    address = parse_url(url)
+    if address.kind == "sentinel":
+        node = sentinels(address).discover_master(address.service)
+    elif address.kind == "cluster":
+        node = cluster_map(address).any()
+    else:
+        return address
+    return replace(address, kind="single", nodes=(node,))
 
 
 def primaries(client: redis.Redis) -> Iterator[redis.Redis]:
@@ -238,8 +252,18 @@ def script_sha(name: str) -> str:
 def run_script(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
     """EVALSHA, and SCRIPT LOAD first where the broker does not know the script (any longer)."""
     try:
-        return client.evalsha(script_sha(name), len(keys), *keys, *args)
+        return _evalsha(client, name, keys, args)
     except redis.exceptions.NoScriptError:
         owner = client.of(keys[0]) if isinstance(client, ClusterClient) else client
         owner.script_load(script_source(name))
+        return _evalsha(client, name, keys, args)
+
+
+def _evalsha(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    try:
         return client.evalsha(script_sha(name), len(keys), *keys, *args)
+    except redis.exceptions.ResponseError as error:
+        if mend(str(error), ()):
+            # What a user lacks inside of a script has no name of its own, and the script may not be named either.
+            raise redis.exceptions.NoPermissionError(f"{name}.lua on {' '.join(keys)}: {error}") from None
+        raise

@@ -61,7 +61,7 @@ def key_of(command: Sequence[Any]) -> str | bytes | None:
     if name in _KEYLESS:
         return None
     if name in _SCRIPTS:
-        if len(command) < 3 or not int(command[2]):
+        if len(command) < 3 or _upper(command[2]) in ("", "0"):
             return None
         at = 3
     elif name in _STREAMS:

@@ -145,17 +145,30 @@ class Sentinels(Sentinel):
         trouble: Exception | None = None
         for sentinel in tuple(self.sentinels):
             try:
-                master: Any = sentinel.sentinel_get_master_addr_by_name(service_name)
+                master = self._master(sentinel, service_name)
             except (*Unavailable, redis.exceptions.RedisError) as error:
                 trouble = error
             else:
                 if master is not None:
-                    return _text(master[0]), int(master[1])
+                    return master
                 answered = True
             self.doubt()
         if answered:
             raise Misconfigured(unknown_service(self.address))
         raise redis.exceptions.ConnectionError(no_sentinel(self.address, str(trouble))) from trouble
+
+    def left(self, node: Node) -> bool:
+        """Whether any of them says that somebody else is master: they do not hear of it at the same time."""
+        for sentinel in tuple(self.sentinels):
+            with suppress(*Unavailable, redis.exceptions.RedisError):
+                if self._master(sentinel, self.address.service) not in (None, node):
+                    return True
+            self.doubt()
+        return False
+
+    def _master(self, sentinel: redis.Redis, service: str) -> Node | None:
+        master: Any = sentinel.sentinel_get_master_addr_by_name(service)
+        return None if master is None else (_text(master[0]), int(master[1]))
 
     def doubt(self) -> None:
         """Whose answer led nowhere is asked last from now on."""

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import hiredis
 import redis
@@ -65,18 +65,31 @@ class Channel:
 
 
 class MovingChannel(Channel):
-    """A channel to a broker whose place changes, which another thread can make it look for."""
+    """A channel to a broker whose place changes, which another thread can make it look for.
 
-    __slots__ = ("__weakref__", "_since")
+    All of a process go where the last of them that connected found the master: a script that has nothing to write
+    is answered by a replica as well, and falsely.
+    """
+
+    __slots__ = ("__weakref__", "_address", "_since")
+
+    master: ClassVar[dict[Address, Node]] = {}
 
     def __init__(self, address: Address, name: str, timeout: float) -> None:
         super().__init__(address, name, timeout)
+        self._address = address
         self._since = 0.0
         """Since when it waits for an answer (monotonic seconds); 0 while it does not."""
 
     def call(self, *command: Argument) -> Any:
+        connection = self._connection
+        if connection.is_connected and self.master.get(self._address) != (connection.host, connection.port):
+            connection.disconnect()
         self._since = time.monotonic()
         try:
+            if not connection.is_connected:
+                connection.connect()
+                self.master[self._address] = (connection.host, connection.port)
             return super().call(*command)
         finally:
             self._since = 0.0
@@ -100,12 +113,11 @@ class MovingChannel(Channel):
 class ClusterChannel(MovingChannel):
     """A connection to each node that it has something to say to."""
 
-    __slots__ = ("_address", "_connections", "_now", "_timeout", "map")
+    __slots__ = ("_connections", "_now", "_timeout", "map")
 
     def __init__(self, address: Address, name: str, timeout: float) -> None:
         super().__init__(address, name, timeout)
         self.map = cluster_map(address)
-        self._address = address
         self._timeout = timeout
         self._connections: dict[Node, Any] = {}
         self._now: Node | None = None

@@ -7,8 +7,11 @@ the sentinels, or the other nodes of the cluster, have chosen another one.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
+
+import redis
 
 from flaskbus.address import Node, parse_url
 from flaskbus.cluster_client import cluster_map
@@ -57,17 +60,16 @@ class Moves:
         ]
         if not silent:
             return
-        try:
-            right = self._right()
-        except Unavailable:
-            return
+        left = {node: self._left(node) for node in {node for _, node in silent}}
         for each, node in silent:
-            if node not in right:
+            if left[node]:
                 each.hang_up()
 
-    def _right(self) -> tuple[Node, ...]:
+    def _left(self, node: Node) -> bool:
         if self._address.kind == "sentinel":
-            return (sentinels(self._address).discover_master(self._address.service),)
+            return sentinels(self._address).left(node)
         nodes = cluster_map(self._address)
         nodes.doubt()
-        return nodes.primaries()
+        with suppress(*Unavailable, redis.exceptions.RedisError):
+            return node not in nodes.primaries()
+        return False

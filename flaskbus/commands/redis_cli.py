@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
-from urllib.parse import parse_qs, urlsplit
 
 import click
 import hiredis
 
 from flaskbus import resp
-from flaskbus.broker import Address, mask, parse_url, raw_connection
+from flaskbus.address import Node
+from flaskbus.broker import Address, mask, one_server, parse_url, raw_connection
+from flaskbus.cluster import key_of, slot_of
+from flaskbus.cluster_client import cluster_map
 from flaskbus.commands.tools import broker_errors, with_defaults
 from flaskbus.errors import StartError
 from flaskbus.options import FlaskbusCommand, settings_options
@@ -56,28 +58,29 @@ def redis_cli(settings: CommonSettings, raw: bool | None, decode: bool, words: t
             return session.run([os.fsencode(word) for word in words])
     program = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if program and not decode and sys.stdin.isatty():
-        arguments, environ = delegation(url, raw)
+        with broker_errors(url):
+            arguments, environ = delegation(one_server(url), raw, cluster=parse_url(url).kind == "cluster")
         os.execve(program, [program, *arguments], {**os.environ, **environ})  # noqa: S606
-    return prompt(Session(url, bare=bare, decode=decode), parse_url(url))
+    with broker_errors(url):
+        return prompt(Session(url, bare=bare, decode=decode), one_server(url))
 
 
-def delegation(url: str, raw: bool | None) -> tuple[list[str], dict[str, str]]:
+def delegation(
+    address: Address, raw: bool | None, *, cluster: bool = False
+) -> tuple[list[str], dict[str, str]]:
     """Arguments and environment of a real redis-cli; the password is in the environment, where ps cannot see it."""
-    address = parse_url(url)
     arguments = ["-s", address.path] if address.path else ["-h", address.host, "-p", str(address.port)]
     arguments += ["-n", str(address.db)]
     if address.username:
         arguments += ["--user", address.username]
-    if address.tls:
+    if cluster:
+        arguments.append("-c")
+    if address.tls is not None:
+        tls = address.tls
         arguments.append("--tls")
-        query = parse_qs(urlsplit(url).query)
-        for name, option in (
-            ("ssl_ca_certs", "--cacert"),
-            ("ssl_certfile", "--cert"),
-            ("ssl_keyfile", "--key"),
-        ):
-            arguments += [option, query[name][0]] if name in query else []
-        if query.get("ssl_cert_reqs") == ["none"]:
+        for file, option in ((tls.ca_certs, "--cacert"), (tls.certfile, "--cert"), (tls.keyfile, "--key")):
+            arguments += [option, file] if file else []
+        if tls.verify == "none":
             arguments.append("--insecure")
     if raw is not None:
         arguments.append("--raw" if raw else "--no-raw")
@@ -89,6 +92,8 @@ class Session:
 
     def __init__(self, url: str, *, bare: bool, decode: bool):
         self.url = url
+        self._address = parse_url(url)
+        self._asked: Node | None = None
         self._bare = bare
         self._decode = decode
         self._connection: Any = None
@@ -96,7 +101,7 @@ class Session:
 
     def run(self, words: Sequence[bytes]) -> int:
         """Send a command and show its reply; 1 for an error. Raises redis-py's connection errors, StartError."""
-        self._open()
+        self._open(self._node(words))
         reply = self._exchange(hiredis.pack_command(cast(Any, tuple(words))))
         self._show(reply)
         if words[0].decode("ascii", "replace").upper() in ENDLESS and not isinstance(reply, resp.Error):
@@ -116,9 +121,22 @@ class Session:
             self.close()  # its answer would be taken for the next command's
             raise
 
-    def _open(self) -> None:
+    def _node(self, words: Sequence[bytes]) -> Node | None:
+        """Of a cluster, who is to be asked: whoever has the key, or whoever was asked last."""
+        if self._address.kind != "cluster":
+            return None
+        nodes = cluster_map(self._address)
+        key = key_of(words)
+        return self._asked or nodes.any() if key is None else nodes.owner(slot_of(key))
+
+    def _open(self, node: Node | None) -> None:
+        if node != self._asked:
+            self.close()
         if self._stream is None:
-            connection: Any = raw_connection(self.url, timeout=CONNECT_TIMEOUT, name="flaskbus-redis")
+            self._asked = node
+            connection: Any = raw_connection(
+                self._address, timeout=CONNECT_TIMEOUT, name="flaskbus-redis", node=node
+            )
             connection.connect()
             # From here on the types of replies matter, which redis-py does not tell; and a command may block.
             connection._sock.settimeout(None)

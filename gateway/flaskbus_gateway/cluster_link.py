@@ -83,6 +83,9 @@ class _InCluster:
         await self._look()
         return not self._serves(node)
 
+    def elsewhere(self, node: Node) -> bool:
+        return False
+
     def doubt(self) -> None:
         pass
 

@@ -1,15 +1,18 @@
 """Where to connect: asked anew for every connection, because masters and nodes come and go.
 
-A finder has three questions to answer: where the broker is (:meth:`find`), whether it has left the place where
-we have been waiting for its answer (:meth:`left`), and whom to ask first after that led nowhere (:meth:`doubt`).
+A finder says where the broker is (:meth:`find`); whether it has left the place where an answer is overdue
+(:meth:`left`), or is known to be elsewhere (:meth:`elsewhere`); and it is told when its word led nowhere
+(:meth:`doubt`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 import hiredis
@@ -28,6 +31,7 @@ class Finder(Protocol):
 
     async def find(self) -> Node: ...
     async def left(self, node: Node) -> bool: ...
+    def elsewhere(self, node: Node) -> bool: ...
     def doubt(self) -> None: ...
 
 
@@ -45,6 +49,9 @@ class Fixed:
     async def left(self, node: Node) -> bool:
         return False
 
+    def elsewhere(self, node: Node) -> bool:
+        return False
+
     def doubt(self) -> None:
         pass
 
@@ -57,6 +64,7 @@ class Sentinels:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._nodes = list(address.nodes)
+        self._found: Node | None = None
         self._login = replace(address, username=address.sentinel_username, password=address.sentinel_password)
 
     async def find(self) -> Node:
@@ -68,16 +76,15 @@ class Sentinels:
         answered, trouble = False, ""
         for node in tuple(self._nodes):
             try:
-                [master] = await ask(
-                    self._login, node, ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service)
-                )
+                master = await self._master(node)
             except (OSError, TimeoutError) as error:
                 trouble = str(error) or type(error).__name__
             except AnswerError as error:
                 raise StartError(f"the sentinel {node[0]}:{node[1]} refuses us: {error}") from None
             else:
                 if master is not None:
-                    return master[0].decode(), int(master[1])
+                    self._found = master
+                    return master
                 answered = True
             self.doubt()
         if answered:
@@ -85,10 +92,22 @@ class Sentinels:
         raise LinkDown(no_sentinel(self.address, trouble))
 
     async def left(self, node: Node) -> bool:
-        try:
-            return await self.find() != node
-        except (StartError, LinkDown):
-            return False
+        """Whether any of them says that somebody else is master: they do not hear of it at the same time."""
+        for sentinel in tuple(self._nodes):
+            with contextlib.suppress(OSError, TimeoutError, AnswerError):
+                if await self._master(sentinel) not in (None, node):
+                    return True
+            self.doubt()
+        return False
+
+    def elsewhere(self, node: Node) -> bool:
+        """Whether another connection of this process was sent elsewhere last."""
+        return self._found not in (None, node)
+
+    async def _master(self, sentinel: Node) -> Node | None:
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service)
+        [master] = await ask(self._login, sentinel, command)
+        return None if master is None else (master[0].decode(), int(master[1]))
 
     def doubt(self) -> None:
         self._nodes.append(self._nodes.pop(0))
@@ -137,14 +156,21 @@ class ClusterNodes:
         """Any other is as good as one that does not answer."""
         return len(self.nodes) > 1
 
+    def elsewhere(self, node: Node) -> bool:
+        return False
+
     def doubt(self) -> None:
         self.nodes.append(self.nodes.pop(0))
+
+
+_sentinels = cache(Sentinels)
+"""One for all connections of a process, so that they agree."""
 
 
 def finder_of(address: Address) -> Finder:
     """For a connection to the broker, whichever kind it is; of a cluster, any node."""
     if address.kind == "sentinel":
-        return Sentinels(address)
+        return _sentinels(address)
     if address.kind == "cluster":
         return ClusterNodes(address)
     return Fixed(address.nodes[0])

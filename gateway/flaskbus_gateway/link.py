@@ -244,11 +244,11 @@ class NodeLink(asyncio.Protocol):
             pause = LOOKOUT if silent else PULSE
             await asyncio.wait((self._lost,), timeout=pause)
             silent = 0.0 if self._heard else silent + pause
-            if self._lost.done() or not silent:
+            if self._lost.done() or not (silent or self.finder.elsewhere(self.node)):
                 continue
             if silent >= STALL:
                 self._say("broker %s has not answered for %g s; connecting anew", self.called, STALL)
-            elif not await self.finder.left(self.node):
+            elif silent and not await self.finder.left(self.node):
                 continue
             self.abort()
             await asyncio.wait((self._lost,), timeout=1.0)

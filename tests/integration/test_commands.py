@@ -25,7 +25,7 @@ import pytest
 import redis
 
 from flaskbus import wire
-from flaskbus.broker import connect
+from flaskbus.broker import connect, parse_url
 from flaskbus.cli import COMMANDS, cli
 from flaskbus.client import BusClient, Outgoing
 from flaskbus.commands.redis_cli import delegation
@@ -895,14 +895,14 @@ def test_a_connection_that_breaks_is_one_line(flaskbus: Call, broker: Broker) ->
 
 def test_a_real_redis_cli_never_has_the_password_on_its_command_line() -> None:
     url = "rediss://me:hush@broker.example.com:6390/3?ssl_ca_certs=/etc/ca.pem"
-    assert delegation(url, None) == (
+    assert delegation(parse_url(url), None) == (
         [
             *("-h", "broker.example.com", "-p", "6390", "-n", "3", "--user", "me"),
             *("--tls", "--cacert", "/etc/ca.pem"),
         ],
         {"REDISCLI_AUTH": "hush"},
     )
-    assert delegation("unix:///run/redis.sock?db=1", True) == (
+    assert delegation(parse_url("unix:///run/redis.sock?db=1"), True) == (
         ["-s", "/run/redis.sock", "-n", "1", "--raw"],
         {},
     )
