@@ -261,12 +261,13 @@ class Switchboard:
         for process in self.peers.observe(found, self.now()):
             if process != self.process:
                 log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
-                first = await self.link.call("HDEL", self.keys.gateways, process)
                 for state in tuple(self.directory.states.values()):
                     await self.reaper.gateway_died(state, process)
-                if first and stem(process):
+                if stem(process):
                     soon = int(THAW * self.settings.lease * 1000)
                     await self.reaper.expire_lists(self.keys.replies_of(stem(process)), soon)
+                # Last, so that another does all of it again if we are cut off before.
+                await self.link.call("HDEL", self.keys.gateways, process)
 
     # Rounds
 
