@@ -25,8 +25,9 @@ from tests.faults.http import Connection
 from tests.faults.load import Ask, see
 from tests.faults.oracle import Ending, Seen, Tally, parse_ledger
 from tests.faults.proxy import Cut, Proxy
+from tests.faults.report import Report, Row
 from tests.faults.resp import Message
-from tests.faults.site import MOUNT, REPOSITORY
+from tests.faults.site import MOUNT, REPOSITORY, Broker
 from tests.integration.fleet import Program, eventually
 
 QUICK = ("--set=flaskbus_gateway.switchboard:Switchboard.SWEEP=0.05",)
@@ -238,3 +239,12 @@ async def cut_all(bench: Bench, step: int, dice: random.Random, limit: int | Non
                 print(f"{number} of {len(cuts)} cuts", flush=True)
             await bench.cut(place, after)
     return len(cuts)
+
+
+def run(directory: Path, *, seed: int) -> Report:
+    """Every byte, on a broker of its own."""
+    began = time.monotonic()
+    with Broker(directory, sync="everysec") as broker:
+        bench = Bench(directory, broker.port, seed=seed)
+        asyncio.run(cut_all(bench, 1, random.Random(seed)))
+    return Report({"cuts": Row(bench.fired, 0.0, bench.tally)}, {}, 0, time.monotonic() - began)

@@ -45,10 +45,11 @@ def group_of(leader: int) -> list[int]:
 
 
 class Broker:
-    """A Valkey on a port of its own, that writes down everything before it answers."""
+    """A Valkey on a port of its own, that writes down everything before it answers (``sync``: appendfsync)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, sync: str = "always") -> None:
         self.directory = directory
+        self.sync = sync
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
@@ -64,7 +65,7 @@ class Broker:
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [str(binary("valkey")), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-             "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes",
+             "--appendonly", "yes", "--appendfsync", self.sync, "--enable-debug-command", "yes",
              "--dir", str(self.directory)],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip

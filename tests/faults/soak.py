@@ -17,17 +17,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import uvloop
 
+from tests.faults import cancellations, cuts
 from tests.faults.injections import FAULTS, Scene
 from tests.faults.load import Load
-from tests.faults.oracle import Run, Seen, Tally, Verdict, judge, parse_ledger, recovery
+from tests.faults.oracle import Run, Seen, judge, parse_ledger, recovery
 from tests.faults.proxy import Proxy
+from tests.faults.report import Report, Row
 from tests.faults.site import Broker, Site
 from tests.integration.fleet import eventually
 
@@ -72,51 +73,6 @@ class Round(NamedTuple):
     began: float
     since: float
     ended: float
-
-
-@dataclass
-class Row:
-    """All rounds of one fault."""
-
-    rounds: int = 0
-    recovery: float = 0.0
-    tally: Tally = field(default_factory=Tally)
-
-
-@dataclass
-class Report:
-    rows: dict[str, Row]
-    left: dict[str, Any]
-    """What was left behind."""
-    killed: int
-    seconds: float
-
-    @property
-    def total(self) -> Row:
-        whole = Row()
-        for row in self.rows.values():
-            whole.rounds += row.rounds
-            whole.recovery = max(whole.recovery, row.recovery)
-            whole.tally.merge(row.tally)
-        return whole
-
-    @property
-    def good(self) -> bool:
-        return not self.total.tally.bad and not self.left
-
-    def table(self) -> str:
-        columns = [*Verdict]
-        head = ["fault", "rounds", "requests", *columns, "recovery", "slowest"]
-        lines = [head]
-        for name, row in [*self.rows.items(), ("all", self.total)]:
-            counts = [str(row.tally.counts[verdict]) for verdict in columns]
-            times = [f"{row.recovery:.2f} s", f"{row.tally.slowest:.2f} s"]
-            lines.append([name, str(row.rounds), str(row.tally.requests), *counts, *times])
-        widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-        rows = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-        ]
-        return "\n".join(rows)
 
 
 class Soak:
@@ -220,7 +176,8 @@ def drawn(names: Sequence[str], dice: random.Random) -> Iterable[str]:
         yield from dice.sample(names, len(names))
 
 
-def run(arguments: argparse.Namespace, directory: Path) -> Report:
+def soak(arguments: argparse.Namespace, directory: Path) -> Report:
+    """Faults one after the other, until there were enough of everything."""
     names = arguments.fault or list(FAULTS)
     with Soak(directory, arguments.seed, clients=arguments.clients) as soak:
         until = time.monotonic() + arguments.seconds
@@ -236,6 +193,15 @@ def run(arguments: argparse.Namespace, directory: Path) -> Report:
         return soak.finish()
 
 
+def run(arguments: argparse.Namespace, directory: Path) -> Report:
+    match arguments.fault:
+        case ["cancellations"]:
+            return cancellations.run(directory, count=arguments.requests or 100_000, seed=arguments.seed)
+        case ["cuts"]:
+            return cuts.run(directory, seed=arguments.seed)
+    return soak(arguments, directory)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long, at least")
@@ -243,8 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=0, help="how many requests, at least")
     parser.add_argument("--seed", type=int, default=1, help="what decides all that is random")
     parser.add_argument("--clients", type=int, default=32, help="clients at a time")
-    parser.add_argument("--fault", action="append", choices=list(FAULTS), help="only this; may be repeated")
+    parser.add_argument(
+        "--fault", action="append", choices=[*FAULTS, "cuts", "cancellations"],
+        help="only this; may be repeated, but for the last two, which are runs of their own",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
+    if len(arguments.fault or ()) > 1 and {"cuts", "cancellations"} & {*arguments.fault}:
+        parser.error("cuts and cancellations are runs of their own")
     directory = Path(tempfile.mkdtemp(prefix="flaskbus-soak-"))
     report = run(arguments, directory)
     tally = report.total.tally
