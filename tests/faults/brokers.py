@@ -40,7 +40,7 @@ class Server:
     def __init__(self, directory: Path, *options: str, bus: int = 0) -> None:
         self.port = free_port()
         self.bus = bus
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         program = binary("valkey")
         assert program is not None
         config = [option for option in options[:1] if not option.startswith("--")]

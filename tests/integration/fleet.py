@@ -213,6 +213,7 @@ class Load:
     keep: bool = True
     uds: str | None = None
     mount: str = "/fleet"
+    prefix: str = ""
     seen: list[Seen] = field(default_factory=list)
     _done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -241,7 +242,7 @@ class Load:
             while not self._done.is_set():
                 serial += 1
                 seen = self._request(
-                    client, f"{number}-{serial}", self.methods[serial % len(self.methods)], number
+                    client, f"{self.prefix}{number}-{serial}", self.methods[serial % len(self.methods)], number
                 )
                 with self._lock:
                     self.seen.append(seen)

@@ -1,0 +1,356 @@
+"""A cluster: mounts on different primaries, slots that move under load, primaries that fail."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flask
+import httpx
+import pytest
+import redis
+
+from flaskbus.broker import connect, primaries
+from flaskbus.cluster_client import ClusterClient
+from flaskbus.keys import Keys
+from flaskbus.registry import Registry
+from flaskbus.routing import Mount
+from flaskbus.testing import running_bus
+from tests.conftest import leaked_keys
+from tests.faults.brokers import Cluster, Server, cluster, until
+from tests.faults.test_sentinel import account, run_tools
+from tests.integration.fleet import MOUNT, Fleet, Load, eventually, loads
+
+REQUESTS = Keys().of(MOUNT.key).requests
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries for the tests that leave them whole."""
+    with cluster(tmp_path_factory.mktemp("cluster"), timeout=15_000) as made:
+        yield made
+
+
+@pytest.fixture
+def three(lasting: Cluster) -> Iterator[Cluster]:
+    lasting.settled()
+    with connect(lasting.url) as client:
+        for one in primaries(client):
+            one.flushall()
+        yield lasting
+        assert not leaked_keys(client)
+
+
+def other(made: Cluster, key: str) -> Server:
+    """A primary that does not have the slot of a key."""
+    owner = made.owner(key)
+    return next(server for server in made.servers[:3] if server is not owner)
+
+
+def mounts(made: Cluster) -> list[str]:
+    """A mount on each of three primaries."""
+    found: dict[int, str] = {}
+    for number in range(1000):
+        name = f"/m{number}"
+        found.setdefault(made.owner(Keys().of(Mount.parse(name).key).requests).port, name)
+        if len(found) == 3:
+            break
+    return list(found.values())
+
+
+def serve(fleet: Fleet, names: list[str], *options: str) -> None:
+    """An agent of the fleet's app on several mounts, once all of them are served."""
+    fleet.start("many", "flaskbus_agent", *(f"ledgered:app={name}" for name in names), *options)
+
+    def ready() -> bool:
+        records = [fleet.registry.agents(Mount.parse(name)) for name in names]
+        return all(each and each[0].state == "ready" for each in records)
+
+    eventually(ready, "the agent serves all mounts")
+
+
+def all_good(fleet: Fleet, *some: Load) -> None:
+    """Every request was answered and ran once."""
+    runs = fleet.runs()
+    for load in some:
+        assert not load.bad(), load.bad()[:3]
+        load.judge(runs)
+    tokens = Counter(seen.token for load in some for seen in load.seen)
+    assert runs == tokens
+
+
+# Where everything is well
+
+
+def test_an_agent_reads_mounts_on_three_primaries(three: Cluster, tmp_path: Path) -> None:
+    """With one thread, so that each read is for one entry and the others have to be called off."""
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        names = mounts(three)
+        serve(fleet, names, "--threads", "1")
+        with loads(*(Load([url], threads=2, mount=name, prefix=name[1:] + "-") for name in names)) as some:
+            for load in some:
+                load.more(30)
+        all_good(fleet, *some)
+        for name in names:
+            keys = Keys().of(Mount.parse(name).key)
+            eventually(lambda: not fleet.registry.client.xlen(keys.requests), "nothing is left")  # noqa: B023
+
+
+def test_an_agent_that_is_told_to_stop_leaves_nothing_behind(three: Cluster, tmp_path: Path) -> None:
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        names = mounts(three)
+        serve(fleet, names)
+        with loads(*(Load([url], threads=2, mount=name, prefix=name[1:] + "-") for name in names)) as some:
+            for load in some:
+                load.more(10)
+            first = fleet.programs[-1]
+            serve(fleet, names)
+            first.end()
+            for load in some:
+                load.more(10)
+        all_good(fleet, *some)
+
+
+def test_a_quiet_agent_asks_for_nothing(three: Cluster, tmp_path: Path) -> None:
+    """Its reads wait in the broker: there are as many as one a stream in BLOCK, and what heartbeats need."""
+    with Fleet(tmp_path, three.url) as fleet:
+        serve(fleet, mounts(three))
+
+        def reads() -> int:
+            stats = (server.client.info("commandstats") for server in three.servers)
+            return sum(int(each.get("cmdstat_xreadgroup", {"calls": 0})["calls"]) for each in stats)
+
+        before, since = reads(), time.monotonic()
+        eventually(lambda: time.monotonic() - since > 5, "some time passes")
+        assert reads() - before <= 3 * 2 * (time.monotonic() - since) / 2
+
+
+def test_the_tools(three: Cluster, tmp_path: Path) -> None:
+    with Fleet(tmp_path, three.url) as fleet:
+        fleet.gateway()
+        fleet.agent("one", "--name", "shop")
+        run_tools(three.url)
+
+
+# Slots that move
+
+
+def test_slots_move_under_load_and_no_request_fails(three: Cluster, tmp_path: Path) -> None:
+    """Key by key: for a time the keys of a mount lie on two servers, and scripts can run on neither."""
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        fleet.agent("one", "--threads", "4")
+        home = three.owner(REQUESTS)
+        with Load([url]) as load:
+            load.more(30)
+            for to in (other(three, REQUESTS), home):
+                three.move(REQUESTS, to)
+                assert three.owner(REQUESTS) is to
+                load.more(30)
+            for to in (other(three, REQUESTS), home):
+                three.move_at_once(REQUESTS, to)
+                load.more(30)
+        all_good(fleet, load)
+        fleet.at_rest()
+
+
+@pytest.mark.slow
+def test_slots_of_several_mounts_move_again_and_again(three: Cluster, tmp_path: Path) -> None:
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        names = mounts(three)
+        serve(fleet, names, "--threads", "3")
+        with loads(*(Load([url], threads=2, mount=name, prefix=name[1:] + "-") for name in names)) as some:
+            for turn in range(9):
+                key = Keys().of(Mount.parse(names[turn % 3]).key).requests
+                (three.move if turn % 2 else three.move_at_once)(key, other(three, key))
+                some[turn % 3].more(10)
+        all_good(fleet, *some)
+
+
+@pytest.mark.slow
+def test_streams_go_on_while_their_slot_moves(three: Cluster, tmp_path: Path) -> None:
+    app = flask.Flask("streaming")
+    app.add_url_rule("/", "stream", lambda: (f"{n:08d}" * 5000 for n in range(300)))
+    with running_bus(three.url) as bus, bus.mount(app, "/fleet", threads=2) as where:
+        for move in (three.move, three.move_at_once, three.move, three.move_at_once):
+            with httpx.stream("GET", f"{where}/", timeout=60) as response:
+                chunks = response.iter_raw(40_000)
+                text = b"".join(next(chunks) for _ in range(5))
+                mover = threading.Thread(target=move, args=(REQUESTS, other(three, REQUESTS)))
+                mover.start()
+                text += b"".join(chunks)
+                mover.join()
+            assert text == b"".join(b"%08d" % n * 5000 for n in range(300))
+
+
+@pytest.mark.slow
+def test_a_server_joins_and_takes_over(tmp_path: Path) -> None:
+    with cluster(tmp_path / "cluster") as made, Fleet(tmp_path, made.url) as fleet:
+        _, url = fleet.gateway()
+        fleet.agent("one", "--threads", "4")
+        with Load([url]) as load:
+            load.more(30)
+            new = made.add()
+            made.join(new)
+            made.settled()
+            made.move(REQUESTS, new)
+            load.more(30)
+        all_good(fleet, load)
+
+
+# Primaries that fail
+
+
+def fails(made: Cluster, fleet: Fleet, number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    _, url = fleet.gateway()
+    fleet.agent("one", "--threads", "4")
+    with Load([url]) as load:
+        load.more(30)
+        primary = made.owner(REQUESTS)
+        broke = time.monotonic()
+        primary.signal(number)
+        until(lambda: made.replicas[primary.port].ask("ROLE")[0] == b"master", "the replica is promoted")
+        elected = time.monotonic()
+        load.more(50)
+    account(load, fleet, broke, elected, capsys)
+    until(fleet.records, "a client finds the new primary")
+    fleet.at_rest(lists=len(load.bad()))
+
+
+def test_a_primary_that_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster(tmp_path / "cluster", replicas=True) as made, Fleet(tmp_path, made.url) as fleet:
+        fails(made, fleet, signal.SIGKILL, capsys)
+
+
+@pytest.mark.slow
+def test_a_primary_that_falls_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster(tmp_path / "cluster", replicas=True) as made, Fleet(tmp_path, made.url) as fleet:
+        fails(made, fleet, signal.SIGSTOP, capsys)
+
+
+@pytest.mark.slow
+def test_mounts_on_other_primaries_go_on(tmp_path: Path) -> None:
+    """A primary without a replica is away for long; the same gateway and the same agent serve the others."""
+    with (
+        cluster(tmp_path / "cluster", timeout=2000) as made,
+        Fleet(tmp_path, made.url) as fleet,
+    ):
+        for server in made.servers:
+            server.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        _, url = fleet.gateway()
+        names = mounts(made)
+        # The registry's own keys are somewhere too, and tests ask for those.
+        away = Keys().of(Mount.parse(names[0]).key).requests
+        serve(fleet, names, "--threads", "4")
+        victim = made.owner(away)
+        with loads(
+            *(Load([url], threads=2, mount=name, prefix=name[1:] + "-") for name in names[1:])
+        ) as some:
+            for load in some:
+                load.more(20)
+            victim.signal(signal.SIGSTOP)
+            for load in some:
+                load.more(200)
+            victim.signal(signal.SIGCONT)
+            with Load([url], threads=1, mount=names[0], prefix="away-") as third:
+                third.more(10)
+        for load in some:
+            assert not load.bad(), load.bad()[:3]
+        runs = fleet.runs()
+        for load in (*some, third):
+            load.judge(runs)
+
+
+# Nothing is sent twice
+
+
+def test_a_write_whose_answer_does_not_come_is_not_sent_again(three: Cluster) -> None:
+    """redis-py's own client for clusters would."""
+    with connect(three.url, timeout=0.5) as client:
+        assert isinstance(client, ClusterClient)
+        keys = Keys().of("/once")
+        owner = three.owner(keys.requests)
+        client.xadd(keys.requests, {"n": 0})
+        with frozen(owner), pytest.raises(redis.exceptions.TimeoutError):
+            client.xadd(keys.requests, {"n": 1})
+        with client.pipeline(transaction=False) as pipe:
+            pipe.xadd(keys.requests, {"n": 2})
+            with frozen(owner), pytest.raises(redis.exceptions.TimeoutError):
+                pipe.execute()
+        until(lambda: owner.ask("PING"), "it is back")
+        entries: Any = client.xrange(keys.requests)
+        assert [fields[b"n"] for _, fields in entries] == [b"0", b"1", b"2"]
+        client.delete(keys.requests)
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    """The server takes what it is sent, and does not answer."""
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_primary_that_stalls_runs_nothing_twice(three: Cluster, tmp_path: Path) -> None:
+    """For longer than a link waits, and not long enough for the others to notice."""
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        fleet.agent("one", "--threads", "4")
+        with Load([url]) as load:
+            load.more(30)
+            with frozen(three.owner(REQUESTS)):
+                since = time.monotonic()
+                eventually(lambda: time.monotonic() - since > 7, "the link has given up")
+            load.more(30)
+        load.judge(fleet.runs())
+        fleet.at_rest(lists=len(load.bad()))
+
+
+def test_pipelines_transactions_and_scans(three: Cluster) -> None:
+    with connect(three.url) as client:
+        keys = [f"{{{number}}}:mount" for number in range(30)]
+        with client.pipeline(transaction=False) as pipe:
+            for number, key in enumerate(keys):
+                pipe.set(key, number, ex=100)
+            pipe.incr("{0}:mount")
+            pipe.lpush("{1}:mount", "x")
+            answers: list[Any] = pipe.execute(raise_on_error=False)
+        assert answers[:-1] == [True] * 30 + [1]
+        assert "WRONGTYPE" in str(answers[-1])
+        assert {key.decode() for key in client.scan_iter("*:mount")} == set(keys)
+        with client.pipeline() as pipe:
+            pipe.get("{5}:mount")
+            pipe.get("{5}:mount")
+            assert pipe.execute() == [b"5", b"5"]
+        with client.pipeline() as pipe:
+            for key in keys:
+                pipe.get(key)
+            with pytest.raises(redis.exceptions.RedisError, match="one slot"):
+                pipe.execute()
+        with client.pipeline(transaction=False) as pipe:
+            pipe.lpush("{1}:mount", "x")
+            with pytest.raises(redis.exceptions.ResponseError):
+                pipe.execute()
+        # To where a slot is, and to where it is on its way.
+        for move in (three.move_at_once, three.move):
+            to = other(three, keys[7])
+            move(keys[7], to)
+            with client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.get(key)
+                assert pipe.execute() == [b"%d" % (number + (number == 0)) for number in range(30)]
+        Registry(client, Keys()).gateways()
+        for key in keys:
+            client.delete(key)
