@@ -7,7 +7,7 @@ import platform
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -71,37 +71,35 @@ def bench(
     append_only: bool,
     out: Path,
     show: bool,
-) -> int:
+) -> None:
     """The same app behind flaskbus and behind what people would use instead, under the same load."""
     works = [work for work in WORKS if work.name in _chosen([each.name for each in WORKS], only, "work")]
     names = _chosen([each.name for each in SYSTEMS], systems, "system")
+    chosen = [system for system in SYSTEMS if system.name in names]
     if broker:
         os.environ[BROKER] = broker
     os.environ[APPEND_ONLY] = "yes" if append_only else "no"
-    able = [system for system in SYSTEMS if system.name in names and not system.missing()]
-    for system in SYSTEMS:
-        if system.name in names:
-            lacks = ", ".join(system.missing())
-            _say(
-                f"{system.name}: " + (f"skipped, needs {lacks}" if lacks else system.versions() or "is there")
-            )
-    doable = []
+    lacks = {each.name: ", ".join(each.missing()) for each in (*chosen, *works)}
+    for system in chosen:
+        needs = lacks[system.name]
+        _say(f"{system.name}: " + (f"skipped, needs {needs}" if needs else system.versions() or "is there"))
     for work in works:
-        if lacks := ", ".join(work.missing()):
-            _say(f"{work.name}: skipped, needs {lacks}")
-        else:
-            doable.append(work)
-    if show:
-        for work in works:
+        if lacks[work.name]:
+            _say(f"{work.name}: skipped, needs {lacks[work.name]}")
+        elif show:
             _say(f"{work.name}: {work.title}")
-        return 0
+    if show:
+        return
     default = (2, 1.0) if quick else (5, 5.0)
     scale = Scale(rounds or default[0], seconds or default[1], quick, Deployment(processes, threads))
-    missing = [
-        (each.name, ", ".join(each.missing())) for each in SYSTEMS if each.name in names and each.missing()
-    ]
-    missing += [(each.name, ", ".join(each.missing())) for each in works if each.missing()]
-    return _run(doable, able, scale, out, missing)
+    code = _run(
+        [work for work in works if not lacks[work.name]],
+        [system for system in chosen if not lacks[system.name]],
+        scale,
+        out,
+        {name: needs for name, needs in lacks.items() if needs},
+    )
+    click.get_current_context().exit(code)
 
 
 def _run(
@@ -109,15 +107,15 @@ def _run(
     systems: Sequence[System],
     scale: Scale,
     out: Path,
-    missing: Sequence[tuple[str, str]],
+    missing: Mapping[str, str],
 ) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     interrupted = False
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="flaskbus-bench-", ignore_cleanup_errors=True) as directory:
         task = Bench(works, systems, scale, Path(directory), _say)
-        for name, lacks in missing:
-            task.results.gap(name, "", "", f"not installed: {lacks}")
+        for name, needs in missing.items():
+            task.results.gap(name, "", "", f"needs {needs}")
         try:
             task.run()
         except KeyboardInterrupt:
@@ -173,4 +171,4 @@ def _processor() -> str:
 
 
 def main() -> None:
-    raise SystemExit(bench.main(standalone_mode=False))
+    bench(prog_name="python -m benchmarks")

@@ -19,6 +19,8 @@ from benchmarks.systems.base import Running
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_REST = 0.03
+"""Seconds of CPU within 0.3 s that heartbeats and sweeps may use."""
 
 
 def family(roots: Iterable[int]) -> list[int]:
@@ -53,6 +55,18 @@ def cpu(running: Running) -> float:
     """Seconds of CPU that all its living processes have used, in user mode and in the kernel."""
     stats = (_stat(pid) for pids in roles(running).values() for pid in pids)
     return sum(int(fields[11]) + int(fields[12]) for fields in stats if fields) / _TICKS
+
+
+def settle(running: Running, patience: float = 20.0) -> None:
+    """Until it uses next to no CPU: the first answer says that one of its processes is there, and not that all are."""
+    deadline = time.monotonic() + patience
+    before = cpu(running)
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        now = cpu(running)
+        if now - before <= _REST:
+            return
+        before = now
 
 
 def pss(pids: Iterable[int]) -> int:

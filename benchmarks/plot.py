@@ -37,8 +37,8 @@ def draw(
         if shown:
             figure = _lines(work, systems, shown) if work.name in _LINES else _bars(work, systems, shown)
             files.append(_save(figure, directory / f"{work.name}.png"))
-    if (figure := _ratios(works, systems, samples)) is not None:
-        files.append(_save(figure, directory / "ratios.png"))
+    if (overview := _ratios(works, samples)) is not None:
+        files.append(_save(overview, directory / "ratios.png"))
     return files
 
 
@@ -110,7 +110,7 @@ def _finish(axes: Any, work: Work) -> None:
     axes.legend(fontsize=8)
 
 
-def _ratios(works: Sequence[Work], systems: Sequence[System], samples: Sequence[Sample]) -> Figure | None:
+def _ratios(works: Sequence[Work], samples: Sequence[Sample]) -> Figure | None:
     """The bus over each work's baseline, so that right of the line is better."""
     rows: list[tuple[str, Summary]] = []
     for work in works:

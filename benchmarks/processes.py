@@ -28,11 +28,6 @@ STOP_TIMEOUT = 8.0
 class StartFailed(Exception):
     """A system does not come up; the text has the end of its log."""
 
-    @property
-    def port_taken(self) -> bool:
-        """Whether it may be worth another try: somebody took a port that had been free."""
-        return "in use" in str(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Child:

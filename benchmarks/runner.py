@@ -10,20 +10,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import wrk
+from benchmarks import measure, wrk
 from benchmarks.model import Deployment, Figure, Gap, Sample, Skip, Wrong
 from benchmarks.processes import Children, StartFailed
 from benchmarks.systems.base import Running, System
 from benchmarks.works.base import Scale, Work
 from flaskbus.guard import Guard
 
-_STARTS = 3
-"""A port that was free may be taken before a server has it."""
 _WARM_UP = 1.0
 
 
@@ -95,40 +93,43 @@ class Bench:
         wanted = {system.name for work, _ in due for system in self._able(work)}
         with ExitStack() as stack:
             running: dict[str, Running] = {}
+            # All are started before the first is waited for.
             for system in self.systems:
                 if system.name in wanted:
-                    try:
-                        running[system.name] = self._start(system, deployment, guard, stack)
-                    except StartFailed as error:
-                        for work, variant in due:
-                            if system.name in work.systems:
-                                self._miss(work, variant, system.name, f"did not start: {error}")
+                    with self._missing(system, due):
+                        running[system.name] = self._launch(system, deployment, guard, stack)
+            for system in self.systems:
+                if system.name in running:
+                    each = running.pop(system.name)
+                    with self._missing(system, due):
+                        each.wait()
+                        running[system.name] = each
+            for each in running.values():
+                self._warm_up(each)
             for place, (work, variant) in enumerate(due):
                 names = [system.name for system in self._able(work) if system.name in running]
                 for name in turns(names, turn + place):
                     self._measure(work, variant, running[name], turn)
 
-    def _start(self, system: System, deployment: Deployment, guard: Guard, stack: ExitStack) -> Running:
-        """Start a system that ends with ``stack``, and put a little load on it. Raises StartFailed."""
-        for attempt in range(_STARTS):
-            self._starts += 1
-            with ExitStack() as trial:
-                directory = self.directory / f"{self._starts}-{system.name}"
-                children = trial.enter_context(Children(directory, guard))
-                try:
-                    running = system.start(deployment, children)
-                    if running.port:
-                        running.wait()
-                        self._warm_up(running)
-                except StartFailed as error:
-                    if error.port_taken and attempt < _STARTS - 1:
-                        continue
-                    raise
-                stack.push(trial.pop_all())
-                return running
-        raise AssertionError
+    def _launch(self, system: System, deployment: Deployment, guard: Guard, stack: ExitStack) -> Running:
+        self._starts += 1
+        directory = self.directory / f"{self._starts}-{system.name}"
+        return system.start(deployment, stack.enter_context(Children(directory, guard)))
+
+    @contextmanager
+    def _missing(self, system: System, due: Group) -> Iterator[None]:
+        """Go on without a system that does not start."""
+        try:
+            yield
+        except StartFailed as error:
+            for work, variant in due:
+                if system.name in work.systems:
+                    self._miss(work, variant, system.name, f"did not start: {error}")
 
     def _warm_up(self, running: Running) -> None:
+        if not running.port:
+            return
+        measure.settle(running)
         if program := shutil.which("wrk"):
             path = "/m0/hello" if running.deployment.mounts else "/hello"
             words = wrk.command(running.url + path, connections=32, seconds=_WARM_UP, program=program)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import shutil
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,12 +39,9 @@ class Running:
 
     def wait(self) -> None:
         """Until it answers. Raises :class:`~benchmarks.processes.StartFailed`."""
-        for number in range(self.deployment.mounts or 1):
+        for number in range((self.deployment.mounts or 1) if self.port else 0):
             path = f"/m{number}/hello" if self.deployment.mounts else "/hello"
             self.children.wait(lambda path=path: answers(self.port, path), f"{self.system} answers {path}")  # type: ignore[misc]
-        if self.deployment.processes > 1:
-            # The first answer says that one process is there; the others are given as long again.
-            time.sleep(0.5)
 
 
 class System(Protocol):

@@ -55,6 +55,11 @@ http {{
         # Less than the app's own limit, so that the app never closes one that is about to be used.
         keepalive_timeout 60s;
     }}
+    # A kept connection stays with the process that accepted it, which may be busy while another is not. For an app
+    # that computes that is the cheaper way; one that waits does better with a new connection for each request.
+    upstream waiting {{
+{servers}
+    }}
     # A WebSocket needs Connection: upgrade; all else needs it empty, so that upstream connections are kept.
     map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
 
@@ -70,6 +75,7 @@ http {{
         proxy_read_timeout 300s;
         proxy_next_upstream off;
         location / {{ proxy_pass http://app; }}
+        location /sleep/ {{ proxy_pass http://waiting; }}
         # Large uploads go to the app as they come, not through a file first.
         location /upload {{ proxy_pass http://app; proxy_request_buffering off; }}
     }}
