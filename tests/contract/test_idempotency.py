@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flaskbus.broker import run_script
 from flaskbus.keys import GROUP, LIST_TTL_MS, Keys
@@ -289,8 +292,8 @@ class TestRequeue:
 
 
 class TestBury:
-    def bury(self, client: Client, entry_id: bytes) -> Any:
-        args = [GROUP, entry_id, "me", LIFE, 10, LIST_TTL_MS, "bell", "r1", b"failure", "reason", "bad"]
+    def bury(self, client: Client, entry_id: bytes, consumer: str = "me") -> Any:
+        args = [GROUP, entry_id, consumer, LIFE, 10, LIST_TTL_MS, "bell", "r1", b"failure", "reason", "bad"]
         return run_script(client, "bury", [M.requests, M.dead, REPLY, RECORD], args)
 
     def test_releases(self, client: Client, taken: bytes) -> None:
@@ -301,6 +304,118 @@ class TestBury:
         client.hset(RECORD, "entry", "9-9")
         assert self.bury(client, taken) == b"done"
         assert record(client)[b"entry"] == b"9-9"
+
+
+AGENTS = ("a", "b")
+FATES = {"answer": "answered", "stream": "unkept", "hand back": "released"}
+STEPS = (
+    "repeat",
+    "repeat",
+    "take",
+    "take",
+    *FATES,
+    "withdraw",
+    "die",
+    "die",
+    "settle",
+    "settle",
+    "bury",
+    "come",
+)
+
+steps = st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(AGENTS)), min_size=10, max_size=40)
+
+
+class TestAnyOrder:
+    """One key, two agents, gateways that withdraw and requeue, agents that die and thaw, in any order at all.
+
+    An agent that was struck off the registry is dead to the bus; it may thaw, and go on with what it ran.
+    """
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(steps=steps)
+    def test_one_run_at_a_time_and_one_answer(self, client: Client, steps: list[tuple[str, str]]) -> None:
+        client.flushall()
+        client.xgroup_create(M.requests, GROUP, id="0", mkstream=True)
+        for agent in AGENTS:
+            client.hset(M.agents, agent, "{}")
+        model = Model(client)
+        for number, (step, agent) in enumerate(steps):
+            model.do(step, agent, b"answer %d" % number)
+        # Whoever still runs something comes to its end; then nothing may be said to run.
+        while client.xlen(M.requests) or model.runs:
+            for step, agent in itertools.product(("come", "take", "answer", "settle"), AGENTS):
+                model.do(step, agent, b"the last")
+        assert remember(client)[0] in (b"sent", b"answered", b"unkept")
+
+
+class Model:
+    """What the scripts do, and what they must never do.
+
+    A run is an entry that an agent took and has not said the last word on.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.runs: dict[bytes, str] = {}
+        self.dead: set[bytes] = set()
+        """Runs of agents that were struck off since."""
+        self.settled: dict[bytes, bytes] | None = None
+        """The record, once it says how the request ended."""
+
+    def do(self, step: str, agent: str, frame: bytes) -> None:
+        client, before = self.client, record(self.client)
+        mine = [entry for entry, who in self.runs.items() if who == agent]
+        if step == "repeat":
+            self.repeat()
+        elif step == "take":
+            for _, ((entry, _),) in client.xreadgroup(GROUP, agent, {M.requests: ">"}, count=1):
+                self.runs[entry] = agent
+                if not client.hexists(M.agents, agent):
+                    self.dead.add(entry)
+        elif step in FATES and mine:
+            finish(client, mine[0], FATES[step], frame, consumer=agent)
+            if before.get(b"entry") != mine[0]:
+                assert record(client) == before, "a late answer changed the record"
+            del self.runs[mine[0]]
+        elif step == "withdraw":
+            for entry, _ in client.xrange(M.requests):
+                withdraw(client, entry)
+        elif step == "die":
+            client.hdel(M.agents, agent)
+            self.dead.update(mine)
+        elif step in ("settle", "bury"):
+            self.reap(step)
+        elif step == "come":
+            client.hset(M.agents, agent, "{}")
+        after = record(client)
+        assert not after or client.pttl(RECORD) > 0
+        if self.settled:
+            assert after == self.settled, "the first answer changed"
+        elif after.get(b"state") in (b"answered", b"unkept"):
+            self.settled = after
+
+    def repeat(self) -> None:
+        outcome, *rest = remember(self.client)
+        if self.settled:
+            assert outcome == self.settled[b"state"]
+            assert rest[:1] == [self.settled[b"reply"]] if outcome == b"answered" else not rest
+        else:
+            assert outcome in (b"sent", b"running")
+        if outcome == b"sent":
+            assert self.runs.keys() <= self.dead, "two run"
+            assert self.client.xlen(M.requests) == 1, "two wait"
+
+    def reap(self, step: str) -> None:
+        """As a gateway does: only what a dead agent holds."""
+        for one in self.client.xpending_range(M.requests, GROUP, "-", "+", 100):
+            entry, who = one["message_id"], one["consumer"].decode()
+            if not self.client.hexists(M.agents, who):
+                if step == "bury":
+                    TestBury().bury(self.client, entry, who)
+                elif requeue(self.client, entry, who)[0] == b"requeued":
+                    before = record(self.client)
+                    assert before.get(b"entry") != entry, "what a thawed agent says would be kept"
 
 
 class TestClaim:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
@@ -25,6 +29,8 @@ from flaskbus.testing import Bus, running_bus
 from flaskbus_agent.inprocess import InProcessAgent
 from tests.conftest import Broker, free_port
 from tests.faults.mortal import MortalBroker
+from tests.faults.proxy import Cut, Proxy
+from tests.faults.resp import Message
 from tests.faults.test_dead_agents import LEASE, Agents
 from tests.integration.test_promises import SHOP, M, at_rest, eventually, problem
 
@@ -323,6 +329,64 @@ class TestBrokers:
         finally:
             go.set()
             mortal.close()
+
+
+@contextmanager
+def proxied(broker: Broker) -> Iterator[tuple[Proxy, str]]:
+    """A proxy in front of the broker, in a thread of its own, and its URL."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> Proxy:
+        proxy = Proxy(int(broker.url.rpartition(":")[2].partition("/")[0]), parsing=True)
+        await proxy.start()
+        return proxy
+
+    proxy = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield proxy, f"redis://127.0.0.1:{proxy.port}/0"
+    finally:
+        asyncio.run_coroutine_threadsafe(proxy.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def is_one(label: str, outward: bool, message: Message) -> bool:
+    return (message.label, message.outward) == (label, outward)
+
+
+class TestCuts:
+    @pytest.mark.parametrize("places", [2, pytest.param(25, marks=pytest.mark.slow)])
+    def test_who_repeats_until_there_is_an_answer_runs_once(self, broker: Broker, places: int) -> None:
+        """A connection breaks within the command that sends, or that answers, or within the broker's word on it."""
+        app, runs = counted()
+        with proxied(broker) as (proxy, url), running_bus(url) as bus:
+            with bus.mount(app, "/shop", name="shop", idempotency_keys=True):
+                post(bus.url, "warm")
+                sizes = {(one.label, one.outward): len(one.data) for one in proxy.messages}
+                dice = random.Random(places)
+                for label, outward in itertools.product(("remember", "finish"), (True, False)):
+                    size = sizes[label, outward]
+                    for after in dice.sample(range(size), min(places, size)):
+                        name = f"{label}-{outward}-{after}"
+                        cut = Cut(partial(is_one, label, outward), after, reset=bool(after % 2))
+                        proxy.cut = cut
+                        answered = eventually(partial(self.answered, bus.url, name), 30)
+                        assert cut.message is not None, name
+                        assert answered.text == "done"
+                        assert runs.count(name) == 1, name
+                        assert post(bus.url, name).headers["idempotency-replayed"] == "true"
+            at_rest(broker)
+
+    def answered(self, url: str, name: str) -> httpx.Response | None:
+        response = post(url, name)
+        if response.status_code == 200:
+            return response
+        document = problem(response)
+        assert document["type"] == IN_USE or document["status"] in (502, 503, 504), document
+        return None
 
 
 def counted(go: threading.Event | None = None) -> tuple[flask.Flask, list[str]]:

@@ -19,6 +19,7 @@ from flaskbus.idempotency import Policy
 from flaskbus.keys import Keys
 from flaskbus.registry import AgentRecord, Registry
 from flaskbus.routing import Mount
+from flaskbus.signing import make_key
 from flaskbus.testing import Bus, running_bus
 from tests.conftest import Broker
 from tests.integration.test_promises import eventually, problem
@@ -281,6 +282,27 @@ class TestWhatIsKept:
             assert post(f"{url}/order").text == "POST 1 tea"
             eventually(lambda: not records(broker))
             assert post(f"{url}/order").text == "POST 2 tea"
+
+
+class TestSigned:
+    SECRET = "this secret is only for tests, and nobody's"
+
+    def test_an_answer_is_believed_only_as_its_agent_signed_it(self, orders: Orders, broker: Broker) -> None:
+        key = make_key(self.SECRET, "flaskbus", orders.mount.key)
+        with (
+            running_bus(broker.url, signing_secret=self.SECRET) as bus,
+            serving(bus, orders, signing_key=key) as url,
+            broker.client() as client,
+        ):
+            assert {post(f"{url}/order").text for _ in range(2)} == {"POST 1 tea"}
+            (name,) = client.scan_iter("*:idempotent:*")
+            assert post(f"{url}/order", "gin", Idempotency_Key="other").text == "POST 2 gin"
+            (other,) = (found for found in client.scan_iter("*:idempotent:*") if found != name)
+            for field in ("id", "reply"):  # a stranger on the broker passes one answer off for another
+                client.hset(name, field, client.hget(other, field))
+            again = post(f"{url}/order")
+            assert problem(again)["type"] == "urn:flaskbus:error:answer-not-kept"
+            assert len(orders.runs) == 2
 
 
 class TestOptingIn:
