@@ -79,7 +79,8 @@ def bench(
     if broker:
         os.environ[BROKER] = broker
     os.environ[APPEND_ONLY] = "yes" if append_only else "no"
-    lacks = {each.name: ", ".join(each.missing()) for each in (*chosen, *works)}
+    lacks = {system.name: ", ".join(system.missing()) for system in chosen}
+    lacks |= {work.name: ", ".join(work.missing()) for work in works}
     for system in chosen:
         needs = lacks[system.name]
         _say(f"{system.name}: " + (f"skipped, needs {needs}" if needs else system.versions() or "is there"))
