@@ -17,6 +17,7 @@ from flaskbus.diagnosis import BrokerFacts, Facts, Finding, MountFacts, Severity
 from flaskbus.errors import UsageError
 from flaskbus.keys import GROUP
 from flaskbus.options import FlaskbusCommand
+from flaskbus.routing import Mount
 from flaskbus.survey import MountView, survey, watch
 
 PINGS = 11
@@ -49,8 +50,9 @@ def doctor(bus: Bus, as_json: bool, stuck_after: str) -> int:
 
     Looks at the broker (version, persistence, eviction, memory, clock, latency), at gateways and agents
     (heartbeats, versions, differences between agents of one mount) and at the queues (lost groups, stuck
-    requests, dead letters, keys that never expire). It changes nothing. Where somebody's heartbeat is in
-    doubt, it takes half a lease to see whether it comes. The exit code is 1 if there is an error.
+    requests, dead letters, keys that never expire or that somebody wrote over). It changes nothing. Where
+    somebody's heartbeat is in doubt, it takes half a lease to see whether it comes. The exit code is 1 if
+    there is an error.
     """
     try:
         limit = units.seconds(stuck_after)
@@ -83,8 +85,9 @@ def show(findings: list[Finding]) -> None:
 def gather(bus: Bus, stuck_after: float) -> Facts:
     """Ask the broker for all that :func:`~flaskbus.diagnosis.diagnose` wants; raises redis-py's errors."""
     broker = broker_facts(bus)
-    views = survey(bus.client, bus.keys)
-    gateways = bus.registry.gateways()
+    foreign, mounts = foreign_keys(bus)
+    views = survey(bus.client, bus.keys, mounts)
+    gateways = {} if bus.keys.gateways in foreign else bus.registry.gateways()
     alive = living(bus, views, gateways)
     leaked, whole = leaks(bus)
     return Facts(
@@ -93,11 +96,34 @@ def gather(bus: Bus, stuck_after: float) -> Facts:
         gateways=gateways,
         alive_gateways=frozenset(gateways.keys() & alive),
         leaked=leaked,
+        foreign=foreign,
         keys=bus.keys,
         now=time.time(),
         lease=bus.settings.lease,
         whole=whole,
     )
+
+
+def foreign_keys(bus: Bus) -> tuple[dict[str, str], list[Mount]]:
+    """Keys of ours that somebody else wrote, with their types; and the mounts that can be looked at all the same."""
+
+    def foreign(expected: Mapping[str, str]) -> dict[str, str]:
+        kinds = {key: _text(bus.client.type(key)) for key in expected}
+        return {key: kind for key, kind in kinds.items() if kind not in (expected[key], "none")}
+
+    found = foreign({bus.keys.mounts: "set", bus.keys.gateways: "hash"})
+    if bus.keys.mounts in found:
+        return found, []
+    whole = []
+    for mount in bus.registry.mounts():
+        keys = bus.keys.of(mount.key)
+        of_mount = foreign(
+            {keys.requests: "stream", keys.dead: "stream", keys.owner: "hash", keys.agents: "hash"}
+        )
+        found |= of_mount
+        if not of_mount:
+            whole.append(mount)
+    return found, whole
 
 
 def broker_facts(bus: Bus) -> BrokerFacts:
@@ -117,7 +143,9 @@ def broker_facts(bus: Bus) -> BrokerFacts:
     return BrokerFacts(
         url=mask(bus.settings.redis),
         info=info,
-        config=_config(client, "save") | _config(client, "client-output-buffer-limit"),
+        config=_config(client, "save")
+        | _config(client, "client-output-buffer-limit")
+        | _config(client, "min-replicas-to-write"),
         pings=tuple(pings),
         offset=seconds + micros / 1e6 - (before + after) / 2,
         doubt=(after - before) / 2,
@@ -151,8 +179,10 @@ def living(bus: Bus, views: list[MountView], gateways: Mapping[str, Mapping[str,
         return alive
 
     def beats() -> dict[str, int]:
-        now = {record.id: record.beat for view in survey(bus.client, bus.keys) for record in view.agents}
-        return now | {name: record.get("beat", 0) for name, record in bus.registry.gateways().items()}
+        seen = survey(bus.client, bus.keys, [view.mount for view in views])
+        now = {record.id: record.beat for view in seen for record in view.agents}
+        listed = bus.registry.gateways() if gateways else {}
+        return now | {name: record.get("beat", 0) for name, record in listed.items()}
 
     return alive | watch(beats, bus.settings.lease / 2, all_of=doubtful)
 

@@ -27,7 +27,7 @@ __all__ = ["BrokerFacts", "Facts", "Finding", "MountFacts", "Severity", "Stuck",
 def diagnose(facts: Facts) -> list[Finding]:
     """All findings: the broker's, then the bus's, then each mount's."""
     found = [*of_broker(facts.broker), *_gateways(facts), *_versions(facts), *_secrets(facts)]
-    found += _leaks(facts)
+    found += [*_foreign(facts), *_leaks(facts)]
     for mount in facts.mounts:
         found += of_mount(mount, facts)
     return found
@@ -67,6 +67,16 @@ def _secrets(facts: Facts) -> Iterator[Finding]:
             "signing",
             "gateways have different signing secrets, or only some of them have one",
             "give all of them the same FLASKBUS_SIGNING_SECRET, and restart them",
+        )
+
+
+def _foreign(facts: Facts) -> Iterator[Finding]:
+    for key, kind in sorted(facts.foreign.items()):
+        yield Finding(
+            "error",
+            "keys",
+            f"somebody wrote over {key}: it is a {kind} now, and whoever needs it is refused",
+            f"{shell('DEL', key)} (gateways and agents make it anew)",
         )
 
 

@@ -12,6 +12,9 @@ from flaskbus.diagnosis.facts import CLOCK, BrokerFacts, Finding, shell
 SLOW_PING = 0.01
 """Seconds; a request makes three round trips and more."""
 
+CROWDED = 0.9
+"""Share of maxclients from which on it is a finding."""
+
 SMALL_BUFFER = 8 * 1024 * 1024
 """Bytes of unread doorbells below which a busy gateway might be cut off."""
 
@@ -22,6 +25,8 @@ def of_broker(broker: BrokerFacts) -> Iterator[Finding]:
     if broker.info:
         yield from _persistence(broker)
         yield from _memory(broker.info)
+        yield from _connections(broker.info)
+    yield from _replicas(broker)
     yield from _buffers(broker.config)
     yield _clock(broker)
     yield _latency(broker)
@@ -102,6 +107,13 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
             f"{_mib(used)} used, without a limit: it may grow until the system runs out of memory",
             f"{shell('CONFIG', 'SET', 'maxmemory', '1gb')} (or what its host can spare)",
         )
+    elif used >= limit:
+        yield Finding(
+            "error",
+            "memory",
+            f"{_mib(used)} of {_mib(limit)} used: it is full; requests are refused, what runs is still answered",
+            "raise maxmemory, or find out what fills it: flaskbus mounts",
+        )
     elif used >= memory.FULL * limit:
         yield Finding(
             "warning",
@@ -111,6 +123,30 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "memory", f"{_mib(used)} of {_mib(limit)} used")
+
+
+def _connections(info: Mapping[str, Any]) -> Iterator[Finding]:
+    open_ones, most = int(info.get("connected_clients", 0)), int(info.get("maxclients", 0))
+    if most and open_ones >= CROWDED * most:
+        yield Finding(
+            "warning",
+            "connections",
+            f"{open_ones} of at most {most} are open: whoever loses its own may not get another",
+            shell("CONFIG", "SET", "maxclients", str(4 * most)),
+        )
+
+
+def _replicas(broker: BrokerFacts) -> Iterator[Finding]:
+    """A broker that wants more replicas than it has refuses every write: NOREPLICAS."""
+    wanted = int(broker.config.get("min-replicas-to-write", 0))
+    there = int(broker.info.get("min_slaves_good_slaves", 0))
+    if there < wanted:
+        yield Finding(
+            "error",
+            "replicas",
+            f"every write is refused: {there} of at least {wanted} replicas are connected",
+            shell("CONFIG", "SET", "min-replicas-to-write", str(there)) + " (or bring them back)",
+        )
 
 
 def _mib(size: int) -> str:

@@ -66,7 +66,8 @@ class MountFacts:
 class Facts:
     """Everything that was found; ``now`` is our wall clock, ``lease`` in seconds.
 
-    ``gateways`` maps process ids to records; ``leaked`` are keys that never expire and should.
+    ``gateways`` maps process ids to records; ``leaked`` are keys that never expire and should; ``foreign``
+    maps keys that are not of their type to what they are.
     """
 
     broker: BrokerFacts
@@ -74,6 +75,7 @@ class Facts:
     gateways: Mapping[str, Mapping[str, Any]]
     alive_gateways: frozenset[str]
     leaked: tuple[str, ...]
+    foreign: Mapping[str, str]
     keys: Keys
     now: float
     lease: float

@@ -202,6 +202,25 @@ def test_a_queue_that_lost_its_group(doctor: Doctor, client: redis.Redis) -> Non
     assert "lost the consumer group 'agents': 1 request may have run" in finding["what"]
 
 
+@pytest.mark.parametrize("key", [Keys().mounts, Keys().gateways, KEYS.requests, KEYS.agents])
+def test_a_key_that_somebody_wrote_over(doctor: Doctor, client: redis.Redis, key: str) -> None:
+    agent(client)
+    client.set(key, "what is this?")
+    finding = next(one for one in doctor.findings() if "somebody wrote over" in one["what"])
+    assert (finding["severity"], key in finding["what"]) == ("error", True)
+    doctor.mend(finding)
+    assert not client.exists(key)
+    assert not any("wrote over" in one["what"] for one in doctor.findings())
+
+
+def test_a_broker_that_waits_for_its_replicas(doctor: Doctor, client: redis.Redis) -> None:
+    with configured(client, min_replicas_to_write="1"):
+        finding = doctor.find("replicas")
+        assert finding["severity"] == "error"
+        doctor.mend(finding)
+        assert client.set("it-can-be-written", "1", px=1)
+
+
 def test_a_request_that_is_stuck(doctor: Doctor, client: redis.Redis) -> None:
     agent(client)
     enqueue(client)

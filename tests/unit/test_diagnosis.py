@@ -46,6 +46,7 @@ FACTS = Facts(
     gateways={"g": {"version": "0.1.0", "beat": 1}},
     alive_gateways=frozenset({"g"}),
     leaked=(),
+    foreign={},
     keys=Keys(),
     now=NOW,
     lease=10.0,
@@ -105,6 +106,8 @@ def test_a_bus_that_is_well() -> None:
         ({"maxmemory_policy": "allkeys-lru"}, "error", "eviction", "allkeys-lru"),
         ({"maxmemory": 0}, "info", "memory", "without a limit"),
         ({"used_memory": 80 * 1024**2}, "warning", "memory", "80.0 MiB of 100.0 MiB used: from 80% on"),
+        ({"used_memory": 101 * 1024**2}, "error", "memory", "it is full"),
+        ({"connected_clients": 91, "maxclients": 100}, "warning", "connections", "91 of at most 100"),
     ],
 )
 def test_a_broker_that_is_not(changes: dict[str, Any], severity: Severity, check: str, what: str) -> None:
@@ -112,6 +115,27 @@ def test_a_broker_that_is_not(changes: dict[str, Any], severity: Severity, check
     assert (finding.severity, finding.check) == (severity, check)
     assert what in finding.what
     assert finding.mend
+
+
+def test_connections_that_are_left_are_well() -> None:
+    assert bad(of_info(connected_clients=80, maxclients=100)) == []
+
+
+def test_a_broker_that_waits_for_its_replicas() -> None:
+    finding = only(of_broker(config={**BROKER.config, "min-replicas-to-write": "2"}))
+    assert (finding.severity, finding.check) == ("error", "replicas")
+    assert "0 of at least 2" in finding.what
+    there = of_broker(
+        config={**BROKER.config, "min-replicas-to-write": "2"}, info=INFO | {"min_slaves_good_slaves": 2}
+    )
+    assert bad(there) == []
+
+
+def test_a_key_that_somebody_wrote_over() -> None:
+    finding = only(replace(FACTS, foreign={"flaskbus:mounts": "string"}))
+    assert (finding.severity, finding.check) == ("error", "keys")
+    assert finding.what.startswith("somebody wrote over flaskbus:mounts: it is a string now")
+    assert finding.mend.startswith("flaskbus redis DEL flaskbus:mounts")
 
 
 def test_memory_below_the_limit_is_well() -> None:
