@@ -43,16 +43,25 @@ class Inbox:
         self._max_frame = max_frame
         self._is_signed = is_signed
 
-    def take_listed(self, elements: list[bytes]) -> None:
-        """Elements of the list, read from place :attr:`seen` on."""
+    def take_listed(self, elements: list[bytes], start: int = 0) -> bool:
+        """Elements of the list, read from place ``start`` on, which was :attr:`seen` when it was asked for.
+
+        Whether all fitted. If not, the list is to be read again from its front: a trim that was sent on a
+        connection which broke was carried out late, or not, so nobody knows what lies where. Frames say it.
+        """
         for element in elements:
             self.seen += 1
-            if not self._take(element):
+            frame = self._decode(element)
+            if start and frame is not None and self._is_early(frame):
+                self.seen = self.done = 0
+                return False
+            if not self._take(frame):
                 self.done += 1
+        return True
 
     def take_rung(self, element: bytes) -> None:
         """An element that came with the doorbell; it lies on the list as well."""
-        self._take(element)
+        self._take(self._decode(element))
 
     def handed_over(self, frames: int) -> None:
         """The client's transport has taken so many frames."""
@@ -70,18 +79,26 @@ class Inbox:
         self.frames.clear()
         self.seen = self.done = self._next_seq = 0
 
-    def _take(self, element: bytes) -> bool:
-        if self._is_signed is not None and (len(element) > self._max_frame or not self._is_signed(element)):
-            self.forged += 1
+    def _take(self, frame: Frame | None) -> bool:
+        if frame is None:
             return False
-        try:
-            frame = wire.decode_frame(element, max_size=self._max_frame)
-        except WireError as error:
-            frame = Failure(self.attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")
-        if frame.attempt == self.attempt and frame.seq > self._next_seq:
+        if self._is_early(frame):
             frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
         if frame.attempt != self.attempt or frame.seq != self._next_seq:
             return False
         self._next_seq += 1
         self.frames.append(frame)
         return True
+
+    def _is_early(self, frame: Frame) -> bool:
+        return frame.attempt == self.attempt and frame.seq > self._next_seq
+
+    def _decode(self, element: bytes) -> Frame | None:
+        """``None`` for one that is not signed right; one that cannot be read ends the reply."""
+        if self._is_signed is not None and (len(element) > self._max_frame or not self._is_signed(element)):
+            self.forged += 1
+            return None
+        try:
+            return wire.decode_frame(element, max_size=self._max_frame)
+        except WireError as error:
+            return Failure(self.attempt, self._next_seq, "agent-lost", f"unreadable frame: {error}")

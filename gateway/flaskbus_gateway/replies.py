@@ -106,7 +106,8 @@ class ReplyList:
         if attempt != self.attempt:
             self._look_again = True  # it was another run's list
             return
-        self._inbox.take_listed(elements)
+        if not self._inbox.take_listed(elements, start):
+            self._look_again = True
         if self.forged and not self.frames:
             # Else a stranger's word would look, for as long as it lies there, as if an answer was on its way.
             self._link.tell("LTRIM", self.key, self._inbox.trimmed(), -1)

@@ -62,6 +62,29 @@ def test_a_part_that_is_missing_ends_the_reply() -> None:
     assert "lost" in box.frames[1].detail
 
 
+def test_a_trim_that_comes_late_loses_nothing() -> None:
+    box, listed = inbox(), [chunk(seq) for seq in range(16)]
+    box.take_listed(listed[:4])
+    box.handed_over(4)
+    late = box.trimmed()  # sent on a connection that breaks
+    assert box.take_listed(listed[box.seen :][:6], box.seen)
+    assert (box.seen, box.done, len(box.frames)) == (6, 4, 6)
+    del listed[:late]
+    start = box.seen
+    assert not box.take_listed(listed[start:], start)
+    assert (box.seen, box.done) == (0, 0)
+    assert box.take_listed(listed[box.seen :], box.seen)
+    assert [frame.seq for frame in box.frames] == list(range(16))
+
+
+def test_what_is_missing_from_the_front_on_is_lost() -> None:
+    box = inbox()
+    box.take_listed([chunk(0)])
+    assert not box.take_listed([chunk(2)], 1)
+    assert box.take_listed([chunk(2)], 0)
+    assert [type(frame) for frame in box.frames] == [Chunk, Failure]
+
+
 def test_bytes_that_are_no_frame_end_the_reply() -> None:
     box = inbox()
     box.take_listed([b"\xc1"])
