@@ -299,9 +299,9 @@ def mended(letter: Letter, mend: Mend) -> Request:
     if mend.body is not None:
         headers = [pair for pair in headers if pair[0] != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
-    return replace(
-        request, target=mend.target or _without_redacted(request.target), headers=tuple(headers), body=body
-    )
+    target = mend.target or _without_redacted(request.target)
+    # Its Idempotency-Key may be used again, and the record is then another request's.
+    return replace(request, target=target, headers=tuple(headers), body=body, idempotency="")
 
 
 def _without_redacted(target: str) -> str:

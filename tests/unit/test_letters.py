@@ -333,6 +333,11 @@ def test_what_was_kept_whole_is_sent_as_it_was() -> None:
     assert (again.target, again.headers, again.body) == (one.target, one.headers, one.body)
 
 
+def test_it_has_no_part_in_the_record_of_its_idempotency_key() -> None:
+    one = request(headers=((b"host", b"shop.example"), (b"idempotency-key", b"k")), idempotency="0" * 64)
+    assert replayed(loaded(one)) == replace(one, idempotency="")
+
+
 def test_credentials_have_to_be_given() -> None:
     with pytest.raises(
         UsageError, match=r"without the value of authorization, x-api-key; say -H 'Authorization: …'"
