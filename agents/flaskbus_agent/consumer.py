@@ -24,11 +24,12 @@ from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import parse_keys, seals_of
 from flaskbus_agent.channel import Channel, open_channel
+from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Runner
 from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.moves import Moves
 from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
-from flaskbus_agent.reading import ANSWER, BLOCK_MS, open_reader
+from flaskbus_agent.reading import ANSWER
 from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ class Consumer:
         self._rotation = 0
         self._moves = Moves(settings.redis)
         self._reader = open_reader(settings.redis, agent_id, self._channel)
-        self._moves.add(self._reader, BLOCK_MS / 1000)
         self._trouble = ""
         self._clocks: dict[bytes, float] = {}
         """Of the broker that has a stream, in milliseconds, when our monotonic clock was at 0; as far as known."""
@@ -358,6 +358,7 @@ class Consumer:
                     self.log.error("the broker refuses to let us hear doorbells: %s", self._explained(error))
                 self._quiet.wait(0.5)
             self._moves.look()
+            self._reader.probe()
         if client is not None:
             client.close()
 

@@ -1,39 +1,22 @@
-"""The connections of an agent process that read its request streams.
-
-Of one server, one connection reads all of them. Of a cluster that cannot be: XREADGROUP takes keys of one slot, and
-every mount has its own. There each stream has a connection with a read of its own that blocks, and the leader
-watches all of them (docs/decisions/0013-clusters-by-hand.md).
-"""
+"""The connection of an agent process that reads its request streams."""
 
 from __future__ import annotations
 
-import select
-import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
-import hiredis
 import redis
-from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
-from flaskbus.address import Address, Node, parse_url
-from flaskbus.broker import Unavailable, raw_connection
-from flaskbus.cluster import PAUSE, slot_of
-from flaskbus.cluster_client import cluster_map
-from flaskbus.connections import LOOK
+from flaskbus.broker import Unavailable
 from flaskbus.keys import GROUP
-from flaskbus_agent.channel import Argument, Channel, ClusterChannel, hang_up, open_channel
+from flaskbus_agent.channel import Argument, Channel, open_channel
 
 BLOCK_MS = 2000
 """How long one read waits; a quiet agent ends it."""
 
 ANSWER = 5.0
 """Seconds that the broker may take to answer."""
-
-LAME = 0.5
-"""Seconds between two tries of a node that does not answer, while others do."""
 
 
 class Reader:
@@ -94,6 +77,9 @@ class Reader:
         with suppress(*Unavailable, redis.exceptions.RedisError):  # it ends by itself soon
             waker.call("CLIENT", "UNBLOCK", self._id)
 
+    def probe(self) -> None:
+        """From another thread, often: see whether what does not answer is back."""
+
     def close(self) -> None:
         self.channel.close()
         if self._waker is not None:
@@ -109,231 +95,3 @@ def read_command(
         "XREADGROUP", "GROUP", GROUP, agent_id, "COUNT", count, *waiting, "STREAMS", *streams,
         *([">"] * len(streams)),
     )  # fmt: skip
-
-
-class _Read:
-    """A blocking read of one stream, on a connection of its own to the node that has it."""
-
-    def __init__(self, address: Address, name: str, stream: bytes) -> None:
-        self._address, self._name = address, name
-        self.stream = stream
-        self.node: Node | None = None
-        self.id = 0
-        self.since = 0.0
-        """When it was sent (monotonic seconds); 0 while nothing is read."""
-        self.lame_until = 0.0
-        """Until when it is not tried again, because its node does not answer; 0 while it does."""
-        self.connection: Any = None
-
-    def send(self, node: Node, agent_id: str, count: int, *, asking: bool = False) -> None:
-        if node != self.node:
-            self.drop()
-            self.node = node
-            self.connection = raw_connection(
-                self._address, timeout=ANSWER + BLOCK_MS / 1000, name=self._name, node=node
-            )
-        connection = self.connection
-        if not connection.is_connected:
-            connection.connect()
-            self.id = self._exchange("CLIENT", "ID")
-        if asking:
-            self._exchange("ASKING")
-        self._say(*read_command(agent_id, (self.stream,), count, BLOCK_MS))
-        self.since = time.monotonic()
-
-    def _exchange(self, *command: Argument) -> Any:
-        self._say(*command)
-        return self.connection.read_response()
-
-    def _say(self, *command: Argument) -> None:
-        self.connection.send_packed_command([hiredis.pack_command(cast(Any, command))], check_health=False)
-
-    def answer(self) -> Any:
-        self.since = 0.0
-        return self.connection.read_response()
-
-    def elsewhere(self, error: AskError) -> Node:
-        """Where a redirection leads; without a host, to another port of the same."""
-        assert self.node is not None
-        return error.host or self.node[0], error.port
-
-    def silent(self, seconds: float) -> bool:
-        since = self.since
-        return bool(since) and time.monotonic() - since > seconds
-
-    def drop(self) -> None:
-        self.since = 0.0
-        if self.connection is not None:
-            self.connection.disconnect()
-
-
-class ClusterReader(Reader):
-    """Reads the streams of a cluster: one blocking read for each, which go on while another thread takes the lead.
-
-    They go on only as long as somebody is about to watch them: :meth:`calm` ends them. A stream whose node does not
-    answer is lame: the others are read on without it, and once it answers again everything is looked at anew.
-    """
-
-    def __init__(self, url: str, agent_id: str, channel: Channel) -> None:
-        super().__init__(url, agent_id, channel)
-        self._address = parse_url(url)
-        self._channel = cast(ClusterChannel, channel)
-        self._map = cluster_map(self._address)
-        self._prober = open_channel(url, f"{channel.name}-prober", LOOK)
-        self._reads: dict[bytes, _Read] = {}
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-
-    def _read(self, stream: bytes) -> _Read:
-        read = self._reads.get(stream)
-        if read is None:
-            read = self._reads[stream] = _Read(self._address, self.channel.name, stream)
-        return read
-
-    def begin(self) -> Any:
-        return self.calm()
-
-    def clock(self, stream: bytes) -> Any:
-        return self._unless_lame(stream, lambda: self._channel.at(stream, "TIME"))
-
-    def own(self, stream: bytes, after: bytes) -> Any:
-        return self._unless_lame(stream, lambda: super(ClusterReader, self).own(stream, after))
-
-    def now(self, stream: bytes, count: int) -> Any:
-        return self._unless_lame(stream, lambda: super(ClusterReader, self).now(stream, count))
-
-    def _unless_lame(self, stream: bytes, ask: Callable[[], Any]) -> Any:
-        read = self._read(stream)
-        if read.lame_until:
-            return ()
-        try:
-            return ask()
-        except Unavailable:
-            read.lame_until = time.monotonic() + LAME
-            raise
-
-    def waits_for(self, stream: bytes) -> bool:
-        return bool(self._read(stream).since)
-
-    def wait(self, streams: Sequence[bytes], count: int) -> Any:
-        for stream in streams:
-            read = self._read(stream)
-            if read.lame_until:
-                self._try_again(read)
-            elif not read.since:
-                self._send(read, count)
-        # Those of a mount that was dropped meanwhile too.
-        armed = {read.connection._sock.fileno(): read for read in self._reads.values() if read.since}
-        entries: list[Any] = []
-        for number in _ready((*armed, self._ear.fileno()), LAME if self._lame() else BLOCK_MS / 1000):
-            if number == self._ear.fileno():
-                self._ear.recv(4096)
-            else:
-                entries += self._collect(armed[number], count) or ()
-        for read in armed.values():
-            if read.silent(ANSWER + BLOCK_MS / 1000):
-                self._fail(read)
-                raise redis.exceptions.TimeoutError(f"the node of {read.stream.decode()} does not answer")
-        return entries
-
-    def _lame(self) -> bool:
-        return any(read.lame_until for read in self._reads.values())
-
-    def _try_again(self, read: _Read) -> None:
-        if time.monotonic() < read.lame_until:
-            return
-        try:
-            self._prober.at(read.stream, "PING")
-        except (*Unavailable, redis.exceptions.RedisError):
-            read.lame_until = time.monotonic() + LAME
-        else:
-            read.lame_until = 0.0
-            raise redis.exceptions.ConnectionError(f"the node of {read.stream.decode()} was away")
-
-    def _send(self, read: _Read, count: int) -> None:
-        try:
-            read.send(self._map.owner(slot_of(read.stream)), self.agent_id, count)
-        except Unavailable:
-            self._fail(read)
-            raise
-
-    def _fail(self, read: _Read) -> None:
-        read.drop()
-        read.lame_until = time.monotonic() + LAME
-        self._map.doubt()
-
-    def _collect(self, read: _Read, count: int) -> Any:
-        """What a read brought; where its slot is on its way to another node, it is sent there."""
-        try:
-            return read.answer()
-        except MovedError as error:
-            self._map.moved(error.slot_id, read.elsewhere(error))
-        except AskError as error:
-            read.send(read.elsewhere(error), self.agent_id, count, asking=True)
-        except (TryAgainError, ClusterDownError):
-            self._map.doubt()
-            time.sleep(PAUSE)
-        except redis.exceptions.ResponseError as error:
-            # A stream that leaves with its slot is gone for whoever waits for it.
-            if not str(error).startswith("UNBLOCKED"):
-                raise
-        except Unavailable:
-            self._fail(read)
-            raise
-        return None
-
-    def calm(self) -> Any:
-        entries: list[Any] = []
-        trouble: Exception | None = None
-        for read in self._reads.values():
-            if not read.since or read.node is None:
-                continue
-            try:
-                self._channel.to(read.node, "CLIENT", "UNBLOCK", read.id)
-                entries += read.answer() or ()
-            except Unavailable as error:
-                self._fail(read)
-                trouble = error
-            except redis.exceptions.ResponseError:
-                read.drop()
-        if trouble is not None:
-            raise trouble
-        return entries
-
-    def interrupt(self) -> None:
-        with suppress(OSError):  # full: it will not be overheard
-            self._mouth.send(b".")
-
-    # For whoever looks after silent servers (see flaskbus_agent.moves)
-
-    def waits(self, seconds: float) -> Node | None:
-        silent = (read.node for read in tuple(self._reads.values()) if read.silent(seconds))
-        return next(silent, None)
-
-    def hang_up(self) -> None:
-        for read in tuple(self._reads.values()):
-            if read.silent(BLOCK_MS / 1000):
-                hang_up(read.connection)
-
-    def close(self) -> None:
-        for read in self._reads.values():
-            read.drop()
-        self._prober.close()
-        self._ear.close()
-        self._mouth.close()
-        super().close()
-
-
-def _ready(numbers: Sequence[int], seconds: float) -> list[int]:
-    """Which of these files can be read from; select() cannot watch those above 1023."""
-    poll = select.poll()
-    for number in numbers:
-        poll.register(number, select.POLLIN)
-    return [number for number, _ in poll.poll(seconds * 1000)]
-
-
-def open_reader(url: str, agent_id: str, open_one: Callable[[str, float], Channel]) -> Reader:
-    """The reader that the kind of this URL wants; ``open_one(purpose, timeout)`` opens its channel."""
-    channel = open_one("reader", ANSWER + BLOCK_MS / 1000)
-    kind = ClusterReader if parse_url(url).kind == "cluster" else Reader
-    return kind(url, agent_id, channel)
