@@ -237,15 +237,15 @@ WHEN = {
     "body-timeout": "The body was not there within `body_timeout`.",
     "body-too-large": "The body is larger than `body_limit`; a stated length is refused before the body is read.",
     "key-in-use": "The first request with this key still waits or runs. Ask again after `Retry-After`.",
-    "answer-not-kept": "The request with this key ran to its end; its answer was a stream, larger than "
+    "answer-not-kept": "The request with this key ran; its answer was a stream, larger than "
     "`idempotency_limit`, broke off, or began a session.",
     "key-reused": "This key came before, with another body. See [the guide](../howto/idempotency.md).",
     "unsupported-upgrade": "Reserved: WebSocket upgrades are refused by the server with 403 today.",
-    "queue-full": "`queue_limit` requests wait for this mount, or `open_limit` exchanges are open in this gateway.",
+    "queue-full": "`queue_limit` requests wait for this mount, they would wait longer than `queue_age`, or `open_limit` is reached.",
     "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",
     "not-started": "Agents are there, but none had a free thread within `head_timeout`. Start another one.",
     "broker-unavailable": "The broker has been away for 5 s, or refused to take the request.",
-    "broker-full": "The broker is out of memory (`maxmemory`).",
+    "broker-full": "The broker uses four fifths of its `maxmemory`, or is out of memory.",
     "shutting-down": "Reserved: a stopping gateway closes its listening socket instead.",
     "agent-lost": "The agent died, or the broker lost the entry, and the request may not run again.",
     "deadline": "An agent took the request and sent no head within `head_timeout`. The app may still be running.",

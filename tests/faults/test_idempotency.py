@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ from tests.faults.mortal import MortalBroker
 from tests.faults.proxy import Cut, Proxy
 from tests.faults.resp import Message
 from tests.faults.test_dead_agents import LEASE, Agents
+from tests.integration.fleet import Fleet
+from tests.integration.procs import alive
 from tests.integration.test_promises import SHOP, M, at_rest, eventually, problem
 
 KEYED = {"Idempotency-Key": "k-1", "Authorization": "Bearer alice"}
@@ -246,6 +249,62 @@ class TestAgents:
         finally:
             stopping.stop()
             other.stop()
+
+
+class TestFleet:
+    @pytest.mark.slow
+    def test_all_repeats_agree_while_workers_and_gateways_are_killed(
+        self, broker: Broker, tmp_path: Path
+    ) -> None:
+        """Each client repeats its request until it is answered, and then twice more, through any gateway."""
+        with Fleet(tmp_path, broker.url) as fleet:
+            options = ("--idempotency-keys", "--workers", "2", "--threads", "2")
+            agents = [fleet.agent(name, *options) for name in ("one", "two")]
+            (first, url), (_, other) = fleet.gateway(), fleet.gateway()
+            ports = [int(each.rpartition(":")[2]) for each in (url, other)]
+            done, texts = threading.Event(), dict[str, set[str]]()
+
+            def work(number: int) -> None:
+                dice = random.Random(number)
+                for serial in itertools.count():
+                    if done.is_set():
+                        return
+                    token = f"{number}-{serial}"
+                    texts[token] = {self.insist(token, ports, dice) for _ in range(3)}
+
+            with ThreadPoolExecutor(6) as pool:
+                clients = [pool.submit(work, number) for number in range(6)]
+                dice, kills = random.Random(1), 0
+                deadline = time.monotonic() + 12
+                while time.monotonic() < deadline:
+                    os.kill(dice.choice(alive(dice.choice(agents).workers())), signal.SIGKILL)
+                    kills += 1
+                    if kills == 5:
+                        first.kill()
+                        fleet.gateway(port=ports[0])
+                    time.sleep(0.7)
+                done.set()
+                for client in clients:
+                    client.result(60)
+            runs = fleet.runs()
+            assert len(texts) > 100
+            assert {token: found for token, found in texts.items() if len(found) != 1} == {}
+            assert runs.keys() == texts.keys()
+            # A run more for each that was killed; a worker has two threads.
+            assert sum(runs.values()) - len(runs) <= 2 * kills
+
+    def insist(self, token: str, ports: list[int], dice: random.Random) -> str:
+        def once() -> str:
+            url = f"http://127.0.0.1:{dice.choice(ports)}/fleet/{token}"
+            with httpx.Client(transport=httpx.HTTPTransport(verify=False), timeout=30) as client:
+                try:
+                    response = client.post(url, headers=KEYED | {"Idempotency-Key": token})
+                except httpx.TransportError:
+                    return ""
+            assert response.status_code in (200, 409, 502, 503, 504), response.text
+            return response.text if response.status_code == 200 else ""
+
+        return str(eventually(once, 30))
 
 
 class TestGateways:
