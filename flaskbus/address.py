@@ -189,7 +189,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 def mask(url: str) -> str:
     """The URL without its passwords, for people and logs; a URL that is not valid too."""
     scheme, slashes, rest = _VALUE.sub(_masked, url).partition("://")
-    login, at, hosts = rest.rpartition("@")
+    login, _, hosts = rest.rpartition("@")
     user, colon, _ = login.partition(":")
     return f"{scheme}{slashes}{user}:***@{hosts}" if colon else scheme + slashes + rest
 

@@ -11,7 +11,7 @@ import click
 import redis
 
 from flaskbus import units
-from flaskbus.broker import mask
+from flaskbus.broker import mask, primaries
 from flaskbus.commands.tools import Bus, echo_json, json_option, with_bus
 from flaskbus.diagnosis import BrokerFacts, Facts, Finding, MountFacts, Severity, Stuck, diagnose
 from flaskbus.errors import UsageError
@@ -84,7 +84,7 @@ def show(findings: list[Finding]) -> None:
 
 def gather(bus: Bus, stuck_after: float) -> Facts:
     """Ask the broker for all that :func:`~flaskbus.diagnosis.diagnose` wants; raises redis-py's errors."""
-    broker = broker_facts(bus)
+    broker, *others = [broker_facts(bus, one) for one in primaries(bus.client)]
     foreign, mounts = foreign_keys(bus)
     views = survey(bus.client, bus.keys, mounts)
     gateways = {} if bus.keys.gateways in foreign else bus.registry.gateways()
@@ -92,6 +92,7 @@ def gather(bus: Bus, stuck_after: float) -> Facts:
     leaked, whole = leaks(bus)
     return Facts(
         broker=broker,
+        others=tuple(others),
         mounts=tuple(mount_facts(bus, view, alive, stuck_after) for view in views),
         gateways=gateways,
         alive_gateways=frozenset(gateways.keys() & alive),
@@ -126,8 +127,8 @@ def foreign_keys(bus: Bus) -> tuple[dict[str, str], list[Mount]]:
     return found, whole
 
 
-def broker_facts(bus: Bus) -> BrokerFacts:
-    client = bus.client
+def broker_facts(bus: Bus, client: redis.Redis) -> BrokerFacts:
+    """What there is to know of a server that ``client`` speaks to."""
     pings = []
     for _ in range(PINGS):
         begun = time.perf_counter()
@@ -142,6 +143,7 @@ def broker_facts(bus: Bus) -> BrokerFacts:
         info = {}
     return BrokerFacts(
         url=mask(bus.settings.redis),
+        node=_node(client) if client is not bus.client else "",
         info=info,
         config=_config(client, "save")
         | _config(client, "client-output-buffer-limit")
@@ -150,6 +152,11 @@ def broker_facts(bus: Bus) -> BrokerFacts:
         offset=seconds + micros / 1e6 - (before + after) / 2,
         doubt=(after - before) / 2,
     )
+
+
+def _node(client: redis.Redis) -> str:
+    made_with = client.connection_pool.connection_kwargs
+    return f"{made_with['host']}:{made_with['port']}"
 
 
 def _config(client: redis.Redis, name: str) -> dict[str, str]:
@@ -217,10 +224,16 @@ def _stuck(bus: Bus, view: MountView, alive: set[str], stuck_after: float) -> tu
 
 def leaks(bus: Bus) -> tuple[tuple[str, ...], bool]:
     """Keys of the namespace that never expire and should, and whether all keys were looked at."""
+    looks = [_leaks(bus, one) for one in primaries(bus.client)]
+    found = {key for keys, _ in looks for key in keys}
+    return tuple(sorted(found)), all(whole for _, whole in looks)
+
+
+def _leaks(bus: Bus, server: redis.Redis) -> tuple[list[str], bool]:
     found: list[str] = []
     cursor, seen = 0, 0
     while seen < MOST_KEYS:
-        cursor, page = bus.client.scan(cursor, match=f"{bus.keys.namespace}:*", count=1000)
+        cursor, page = server.scan(cursor, match=f"{bus.keys.namespace}:*", count=1000)
         seen += 1000
         suspects = [key for key in map(_text, page) if not bus.keys.may_persist(key)]
         if suspects:
@@ -229,5 +242,5 @@ def leaks(bus: Bus) -> tuple[tuple[str, ...], bool]:
                     pipe.ttl(key)
                 found += [key for key, ttl in zip(suspects, pipe.execute(), strict=True) if ttl == -1]
         if not cursor:
-            return tuple(sorted(set(found))), True
-    return tuple(sorted(set(found))), False
+            return found, True
+    return found, False

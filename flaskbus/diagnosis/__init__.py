@@ -6,6 +6,7 @@ Nothing here asks the broker: ``flaskbus doctor`` gathers the facts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from flaskbus.diagnosis.broker import of_broker
 from flaskbus.diagnosis.facts import (
@@ -26,11 +27,17 @@ __all__ = ["BrokerFacts", "Facts", "Finding", "MountFacts", "Severity", "Stuck",
 
 def diagnose(facts: Facts) -> list[Finding]:
     """All findings: the broker's, then the bus's, then each mount's."""
-    found = [*of_broker(facts.broker), *_gateways(facts), *_versions(facts), *_secrets(facts)]
+    found = [finding for broker in (facts.broker, *facts.others) for finding in _of_node(broker)]
+    found += [*_gateways(facts), *_versions(facts), *_secrets(facts)]
     found += [*_foreign(facts), *_leaks(facts)]
     for mount in facts.mounts:
         found += of_mount(mount, facts)
     return found
+
+
+def _of_node(broker: BrokerFacts) -> Iterator[Finding]:
+    for finding in of_broker(broker):
+        yield replace(finding, check=f"{finding.check} {broker.node}") if broker.node else finding
 
 
 def _gateways(facts: Facts) -> Iterator[Finding]:

@@ -31,7 +31,8 @@ class Finding:
 class BrokerFacts:
     """``info`` is INFO's answer, ``config`` what CONFIG GET gave; empty where they may not be asked.
 
-    ``pings`` in seconds; ``offset`` is how far the broker's clock is ahead of ours, give or take ``doubt``.
+    ``node`` is its host and port, where it is one of a cluster. ``pings`` in seconds; ``offset`` is how far the
+    broker's clock is ahead of ours, give or take ``doubt``.
     """
 
     url: str
@@ -40,6 +41,7 @@ class BrokerFacts:
     pings: tuple[float, ...]
     offset: float
     doubt: float
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Facts:
     """Everything that was found; ``now`` is our wall clock, ``lease`` in seconds.
 
     ``gateways`` maps process ids to records; ``leaked`` are keys that never expire and should; ``foreign``
-    maps keys that are not of their type to what they are.
+    maps keys that are not of their type to what they are. ``others`` are the further nodes of a cluster.
     """
 
     broker: BrokerFacts
@@ -79,6 +81,7 @@ class Facts:
     keys: Keys
     now: float
     lease: float
+    others: tuple[BrokerFacts, ...] = ()
     whole: bool = field(default=True)
     """Whether every key was looked at."""
 

@@ -232,6 +232,9 @@ class ClusterLink:
     def tell(self, *command: str | bytes | int) -> None:
         self.call(*command).add_done_callback(_forgotten)
 
+    def each(self) -> Sequence[Link]:
+        return [self._links[node] for node in self._topology.primaries if node in self._links]
+
     async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
         command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)
         slot = slot_of(keys[0])

@@ -20,6 +20,7 @@ from typing import Any
 from flaskbus.broker import parse_info
 from flaskbus.idempotency import Policy
 from flaskbus.keys import GROUP, Keys
+from flaskbus.memory import room
 from flaskbus.registry import mount_from_key, parse_agents
 from flaskbus.routing import Mount, Table
 from flaskbus.signing import Seal
@@ -206,7 +207,9 @@ class Directory:
 
     async def _look_at_memory(self) -> None:
         try:
-            self.on_memory(parse_info(await self.link.call("INFO", "memory")))
+            told = [parse_info(await one.call("INFO", "memory")) for one in self.link.each()]
+            # Of a cluster, the node that is nearest to its limit stands for all.
+            self.on_memory(min(told, key=room, default={}))
         except AnswerError:  # our user may not ask
             self.on_memory({})
 

@@ -74,6 +74,9 @@ class Link(Protocol):
     def tell(self, *command: str | bytes | int) -> None:
         """Send a command whose answer nobody needs; nothing happens where the link is down."""
 
+    def each(self) -> Sequence[Link]:
+        """A link to each server that holds a part of the keys, for what has to be asked of all."""
+
     async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
         """Run one of the scripts, which every new connection loads, and which SCRIPT FLUSH removes."""
 
@@ -270,6 +273,9 @@ class NodeLink(asyncio.Protocol):
             future.exception()  # a caller need not look
             return future
         return self._send(command)
+
+    def each(self) -> Sequence[Link]:
+        return (self,)
 
     async def script(self, name: str, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Answer:
         command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)

@@ -168,17 +168,18 @@ class Reaper:
     async def expire_lists(self, pattern: str, milliseconds: int) -> None:
         """Let the reply lists of a dead gateway expire soon; it takes what is there if it was only frozen.
 
-        None comes any more, because none of its entries is left. In a cluster only the lists of one node are
-        found; the others live as long as ever, as they all do where our user may not SCAN.
+        None comes any more, because none of its entries is left. They live as long as ever where our user may
+        not SCAN.
         """
-        cursor = b"0"
-        with contextlib.suppress(AnswerError):
-            while True:
-                cursor, found = await self.link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                for key in found:
-                    self.link.tell("PEXPIRE", key, milliseconds)
-                if cursor == b"0":
-                    return
+        for one in self.link.each():
+            cursor = b"0"
+            with contextlib.suppress(AnswerError):
+                while True:
+                    cursor, found = await one.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                    for key in found:
+                        self.link.tell("PEXPIRE", key, milliseconds)
+                    if cursor == b"0":
+                        break
 
     async def look_for_vanished(self, state: MountState, exchanges: Collection[Exchange]) -> None:
         """End the exchanges whose entry is gone without a reply."""

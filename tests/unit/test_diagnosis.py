@@ -95,6 +95,18 @@ def test_a_bus_that_is_well() -> None:
     ]
 
 
+def test_each_node_of_a_cluster_is_looked_at() -> None:
+    first = replace(BROKER, node="10.0.0.1:7000")
+    second = replace(BROKER, node="10.0.0.2:7000", info=INFO | {"maxmemory_policy": "allkeys-lru"})
+    facts = replace(FACTS, broker=first, others=(second,))
+    assert (only(facts).severity, only(facts).check) == ("error", "eviction 10.0.0.2:7000")
+    assert {finding.check for finding in diagnose(facts)} > {
+        "memory 10.0.0.1:7000",
+        "memory 10.0.0.2:7000",
+        "keys",
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "severity", "check", "what"),
     [
