@@ -31,8 +31,8 @@ State = Literal["starting", "ready", "stopping", "failed"]
 class AgentRecord:
     """One agent process on one mount.
 
-    ``beat`` counts heartbeats, and ``lease`` is how many seconds it may stand still; ``at`` is the writer's
-    wall clock in seconds, for people only.
+    ``beat`` counts heartbeats, and ``lease`` is how many seconds it may stand still; ``mount_ttl`` is how many the
+    mount stays known after it; ``at`` is the writer's wall clock in seconds, for people only.
     ``key_fingerprint`` tells apart agents of one app that were given different secret keys, ``signing`` those
     with different signing keys (it names each key that they have, separated by commas; empty: none).
     ``wire`` is the version that it speaks; agents of version 1 do not say it.
@@ -52,6 +52,7 @@ class AgentRecord:
     busy: int = 0
     beat: int = 0
     lease: float = 0.0
+    mount_ttl: float = 0.0
     state: State = "starting"
     reason: str = ""
     at: float = 0.0

@@ -189,6 +189,7 @@ class Heartbeat:
             threads=self._settings.threads,
             busy=member.board.busy,
             lease=self._settings.lease,
+            mount_ttl=self._settings.mount_ttl,
             state=state,
             reason=facts.get("reason", ""),
             at=time.time(),

@@ -132,6 +132,7 @@ class Directory:
         for state in self.states.values():
             if state.mount.key == key:
                 state.ended(self.link.loop.time())
+                state.known_until = 0.0
         self.refresh()
 
     async def _run(self) -> None:
@@ -238,7 +239,7 @@ class Directory:
     ) -> bool:
         """What was seen of a mount; whether it is still one."""
         owner, *policy = told
-        if owner is None and not self._comes_back(state):
+        if owner is None and not (self._comes_back(state) or (listed and self._is_known(state))):
             await self._forget(state)
             return False
         if owner is not None:
@@ -267,6 +268,10 @@ class Directory:
             log.warning("the broker has forgotten %s", state.mount.name)
             state.missing_since = now
         return state.alive and state.missing_since is not None and now - state.missing_since <= self.lease
+
+    def _is_known(self, state: MountState) -> bool:
+        """Whether a mount without agents is only forgotten because the broker's clock jumped."""
+        return not state.alive and self.link.loop.time() < state.known_until
 
     async def _observe(self, state: MountState, flat: list[bytes]) -> None:
         before = (state.alive, state.failing)

@@ -36,6 +36,8 @@ class MountState:
     """Since when no agent has been ready (monotonic seconds)."""
     looked: float = 0.0
     """When it was last seen as a whole (monotonic seconds)."""
+    known_until: float = 0.0
+    """Until when it stays known without agents, by this gateway's own clock (monotonic seconds)."""
     missing_since: float | None = None
     """Since when the broker does not know the mount any more (monotonic seconds)."""
     holders: dict[str, int] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class MountState:
             del self.pulses[gone]
         for agent_id in lost:
             del self.records[agent_id]
+        for record in self.records.values():
+            self.known_until = max(self.known_until, now + record.mount_ttl)
         self._count_threads(now)
         states = {record.state for record in self.records.values()}
         failed = [record.reason for record in self.records.values() if record.state == "failed"]

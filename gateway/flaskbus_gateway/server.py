@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import metadata
@@ -34,6 +35,9 @@ AppFactory = Callable[[GatewaySettings], Any]
 """Settings -> ASGI application that supports lifespan; called in each worker."""
 
 log = logging.getLogger("flaskbus.gateway")
+
+QUICK = 5.0
+"""Seconds that workers have to put themselves in order, if they are not to let requests finish."""
 
 
 def gateway(settings: GatewaySettings) -> Any:
@@ -190,9 +194,22 @@ class GatewayArbiter(Arbiter):
         super().handle_hup()
 
     def stop(self, graceful: bool = True) -> None:
+        """Like gunicorn's, which goes by the time of day: a clock that jumped would kill what still runs."""
         if self.LISTENERS:
             log.info("stopping")
-        super().stop(graceful)
+        first = not self.reexec_pid and not self.master_pid and not self.systemd
+        sock.close_sockets(self.LISTENERS, unlink=first)  # type: ignore[arg-type]
+        self.LISTENERS = []  # type: ignore[misc]
+        limit = time.monotonic() + self.cfg.graceful_timeout
+        self.kill_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
+        while self.WORKERS and time.monotonic() < limit:
+            if {signal.SIGINT, signal.SIGQUIT} & {*self.wait_for_signals(0.1)} and graceful:
+                log.info("stopping at once")
+                graceful, limit = False, time.monotonic() + QUICK
+                self.kill_workers(signal.SIGQUIT)
+            self.reap_workers()
+        self.kill_workers(signal.SIGKILL)
+        self.reap_workers()
 
 
 class Logger(GunicornLogger):

@@ -156,24 +156,26 @@ class Stage(Fleet):
         return {"gateway": self.front, "agent": self.back}[role]
 
     @contextmanager
-    def open(self, path: str) -> Iterator[Response]:
+    def open(self, path: str, mount: str = "fleet") -> Iterator[Response]:
         host, _, port = self.url_.removeprefix("http://").partition(":")
         with Client(socket.create_connection((host, int(port)), 30)) as client:
-            client.send(f"GET /fleet{path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            client.send(f"GET /{mount}{path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
             yield Response(client)
 
     @contextmanager
-    def open_later(self, path: str, method: str = "GET") -> Iterator[Callable[[], bytes]]:
+    def open_later(
+        self, path: str, method: str = "GET", mount: str = "fleet"
+    ) -> Iterator[Callable[[], bytes]]:
         """A request whose answer is read when it is called for: the bytes of it until the connection ends."""
         host, _, port = self.url_.removeprefix("http://").partition(":")
         with Client(socket.create_connection((host, int(port)), 30)) as client:
             close = "Connection: close\r\n"
-            client.send(f"{method} /fleet{path} HTTP/1.1\r\nHost: test\r\n{close}\r\n".encode())
+            client.send(f"{method} /{mount}{path} HTTP/1.1\r\nHost: test\r\n{close}\r\n".encode())
             yield client.rest
 
-    def queue_length(self) -> int:
+    def queue_length(self, mount: str = MOUNT.key) -> int:
         client: Any = self.registry.client
-        return int(client.xlen(Keys().of(MOUNT.key).requests))
+        return int(client.xlen(Keys().of(mount).requests))
 
     def touch(self, name: str) -> None:
         (self.directory / name).touch()
@@ -221,6 +223,12 @@ def stage(broker: Broker, tmp_path: Path) -> Iterator[Stage]:
         yield stage
 
 
+def seen_by(later: Callable[[], bytes]) -> tuple[int, bytes]:
+    """Status and body."""
+    head, _, body = later().partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
 def ends(program: Program) -> None:
     assert program.process.wait(GRACE + SLACK + 2) == 0, program.log()
 
@@ -242,8 +250,8 @@ ROLES = pytest.mark.parametrize("role", ["gateway", "agent"])
     ("path", "whole"),
     [
         ("/events", rb"(id: \d+\r\ndata: \d+\r\n\r\n)+"),
-        ("/lines", rb'(\{"number": \d+\}\n)+'),
-        ("/sequence", rb'(\x1e\{"number":\n\d+\}\n)+'),
+        pytest.param("/lines", rb'(\{"number": \d+\}\n)+', marks=pytest.mark.slow),
+        pytest.param("/sequence", rb'(\x1e\{"number":\n\d+\}\n)+', marks=pytest.mark.slow),
     ],
 )
 def test_an_endless_stream_ends_at_a_boundary_after_the_grace(
@@ -344,6 +352,7 @@ def test_http2_streams_end_with_end_stream(stage: Stage, tmp_path: Path) -> None
 # Agents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["reload", "max_requests"])
 def test_an_open_stream_does_not_hold_up_the_next_worker(stage: Stage, how: str) -> None:
     grace = 3 * GRACE
@@ -370,6 +379,7 @@ def test_an_open_stream_does_not_hold_up_the_next_worker(stage: Stage, how: str)
     stage.at_rest()
 
 
+@pytest.mark.slow
 def test_a_stream_may_wait_for_its_next_event_longer_than_kill_after(stage: Stage) -> None:
     stage.raise_curtain("--kill-after", "1", "--threads", "2")
     old = stage.ready(stage.back)
