@@ -2,16 +2,18 @@
 
 The fence is the keys: whatever a user may say, it says it of the keys and channels of its role. All keys of a mount
 begin with ``NAMESPACE:{MOUNT}:``, and no character of a mount is a pattern, so the rule for ``/a`` matches nothing
-of ``/ab`` or ``/a/b``. Commands that name no key (KEYS, SCAN, FLUSHALL, CONFIG, CLIENT LIST) are not in any rule.
+of ``/ab`` or ``/a/b``. Commands that name no key and tell or change something (KEYS, FLUSHALL, CONFIG, CLIENT LIST)
+are in no rule, but for INFO and the tools' SCAN.
 Scripts run with the rights of whoever calls them. Pure; the syntax is that of Redis 7.0, which Valkey has too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from flaskbus.address import Kind
 from flaskbus.errors import UsageError
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
@@ -23,30 +25,45 @@ ROLES: tuple[Role, ...] = ("gateway", "agent", "tools")
 _ANEW = ("on", "resetkeys", "resetchannels", "clearselectors", "-@all")
 
 _SESSION = ("+ping", "+time", "+client|setname", "+client|id")
+_FOLLOWING: Mapping[Kind, tuple[str, ...]] = {
+    "single": (),
+    "sentinel": ("+role",),
+    "cluster": ("+asking", "+cluster|slots"),
+}
 _DATA = ("+@string", "+@hash", "+@list", "+@set", "+@stream", "-@dangerous")
 _KEYSPACE = ("+exists", "+type", "+ttl", "+pttl", "+expire", "+pexpire", "+del", "+unlink")
 # Of scripts only the text differs from version to version, so an agent brings its own: what a script may touch is
 # what its user may touch.
 _SCRIPTS = ("+evalsha", "+script|load", "+script|exists")
 _CHANNELS = ("+publish", "+subscribe", "+unsubscribe")
-_READING = ("+@read", "-@keyspace", "-@dangerous", "+exists", "+type", "+ttl", "+pttl")
+# SCAN names no key, and tells all of them: leaks and dead letters of forgotten mounts are found in no other way.
+_READING = ("+@read", "-@keyspace", "-@dangerous", "+exists", "+type", "+ttl", "+pttl", "+scan")
 
 
-def rules(role: Role, mounts: Sequence[Mount] = (), *, namespace: str = "flaskbus", db: int = 0) -> list[str]:
+def rules(
+    role: Role,
+    mounts: Sequence[Mount] = (),
+    *,
+    namespace: str = "flaskbus",
+    db: int = 0,
+    kind: Kind = "single",
+) -> list[str]:
     """The rules of one user, each an argument of ACL SETUSER; ``mounts`` are an agent's.
 
-    Raises :class:`~flaskbus.errors.UsageError` for an agent without a mount, or another role with one.
+    ``kind`` is that of the broker's URL: whoever follows masters that move has to ask who they are. Raises
+    :class:`~flaskbus.errors.UsageError` for an agent without a mount, or another role with one.
     """
     if (role == "agent") != bool(mounts):
         raise UsageError(f"say which mounts: {role} MOUNT..." if role == "agent" else f"{role} has no mount")
     keys = Keys(namespace)
     # The rule names one database, because the keys of another bus in another one may be called the same.
-    found = [*_ANEW, *_SESSION, *([f"+select|{db}"] if db else [])]
+    found = [*_ANEW, *_SESSION, *_FOLLOWING[kind], *([f"+select|{db}"] if db else [])]
     if role == "agent":
         found += _patterns(keys.of(mount.key).prefix for mount in mounts)
         found += [*_DATA, *_KEYSPACE, *_SCRIPTS, *_CHANNELS]
-        # A name on that list claims nothing; nothing may be read from it, or taken off it.
-        found += [f"(+sadd %W~{keys.mounts})", f"(+publish &{keys.news})"]
+        # A name on that list claims nothing; nothing may be read from it, or taken off it. A script that names the
+        # list may run, and do there what its user may do without a script.
+        found += [f"(+sadd %W~{keys.mounts})", f"(+evalsha ~{keys.mounts})", f"(+publish &{keys.news})"]
     elif role == "gateway":
         found += _patterns([f"{namespace}:"])
         found += [*_DATA, *_KEYSPACE, *_SCRIPTS, *_CHANNELS, "+info"]
@@ -82,3 +99,16 @@ def _quoted(word: str) -> str:
     if "'" not in word:
         return f"'{word}'"
     return '"' + re.sub(r'(["\\$`])', r"\\\1", word) + '"'
+
+
+_REFUSAL = re.compile(r"no permissions? to|ACL failure in script|user executing the script", re.I)
+
+
+def mend(refusal: str, mounts: Iterable[str]) -> str:
+    """What to add to an error of the broker that says that an agent's user lacks a right; empty for any other.
+
+    Redis 7.0, later ones and Valkey say it in three ways, and inside of scripts in two more.
+    """
+    if not _REFUSAL.search(refusal):
+        return ""
+    return f" (its user is not allowed that; the rule it needs is printed by: flaskbus acl agent {' '.join(mounts)})"

@@ -72,8 +72,11 @@ class AgentRecord:
             if not isinstance(members, dict):
                 return None
             known = {name: members[name] for name in _MEMBERS if name in members}
-            if not all(type(value) in _MEMBERS[name] for name, value in known.items()):
-                return None
+            for name, value in known.items():
+                if type(value) not in _MEMBERS[name]:
+                    return None
+                if isinstance(value, str):
+                    value.encode()  # JSON can name half a surrogate pair, which nothing can be sent with
             return cls(**{"wire": 1, **known})
         except (ValueError, TypeError, RecursionError):
             return None

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import redis
 
+from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, check, connect, mask
 from flaskbus.errors import MountTaken, StartError
 from flaskbus.keys import Keys
@@ -112,8 +113,9 @@ class Heartbeat:
             taken = self._round(members, states)
         except redis.exceptions.NoPermissionError as error:
             if not self._owned:
+                self.connected = False  # there is nothing to leave, and no right to
                 raise StartError(
-                    f"the broker at {mask(self._settings.redis)} does not allow its user what an agent needs: {error}"
+                    f"the broker at {mask(self._settings.redis)} refuses what an agent needs: {self._explained(error)}"
                 ) from None
             self._failed(error)
             return []
@@ -132,11 +134,15 @@ class Heartbeat:
             self._log.error(
                 "The broker at %s cannot be used: %s; trying again until it can",
                 mask(self._settings.redis),
-                str(error).rstrip("."),
+                self._explained(error),
             )
         self._trouble = str(error) or type(error).__name__
         self._due = time.monotonic() + self._pause
         self._pause = min(self._pause * 2, BACKOFF[1])
+
+    def _explained(self, error: Exception) -> str:
+        text = str(error).rstrip(".")
+        return text + mend(text, [app.mount.name for app in self.apps])
 
     def _round(self, members: list[Member], states: dict[str, State]) -> list[tuple[MountedApp, MountTaken]]:
         self._flush()

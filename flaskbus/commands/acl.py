@@ -7,7 +7,7 @@ from typing import cast
 import click
 
 from flaskbus.acl import ROLES, Role, command_line, rules, user_name
-from flaskbus.broker import parse_url
+from flaskbus.address import parse_url
 from flaskbus.options import FlaskbusCommand, settings_options
 from flaskbus.routing import Mount
 from flaskbus.settings import CommonSettings
@@ -33,8 +33,9 @@ def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str 
     gateway: every mount of the namespace. agent: the mounts that are named, and nothing of any other. tools:
     reads every mount, for flaskbus mounts, agents and doctor; commands that change something want a gateway's
     user. The line leaves a user's passwords as they are; a new user needs one. --redis is not asked: it says
-    which database is meant.
+    which database is meant, and whether it is a single broker, behind sentinels or a cluster.
     """
     where = [Mount.from_name(name) for name in mounts]
-    wanted = rules(cast(Role, role), where, namespace=settings.namespace, db=parse_url(settings.redis).db)
+    address = parse_url(settings.redis)
+    wanted = rules(cast(Role, role), where, namespace=settings.namespace, db=address.db, kind=address.kind)
     click.echo(command_line(user or user_name(cast(Role, role), where), wanted))

@@ -8,12 +8,14 @@ import ssl
 from urllib.parse import urlsplit
 
 import click
+import redis
 
 from flaskbus.broker import check, connect
 from flaskbus.commands.tools import broker_errors, with_defaults
 from flaskbus.errors import OperatorError, UsageError
 from flaskbus.keys import Keys
 from flaskbus.options import FlaskbusCommand, settings_options
+from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
 from flaskbus.survey import survey, watch
 
@@ -35,6 +37,7 @@ UNHEALTHY = 1
     flaskbus healthcheck --gateway
     flaskbus healthcheck --gateway https://127.0.0.1:8443
     flaskbus healthcheck --agent
+    flaskbus healthcheck --agent --mount /myapp
     """,
 )
 @settings_options(GatewaySettings, only=("redis", "namespace"))
@@ -52,8 +55,15 @@ UNHEALTHY = 1
     metavar="[ID]",
     help="Does an agent send heartbeats and serve? Without ID: any agent of this host.",
 )
+@click.option(
+    "--mount",
+    metavar="MOUNT",
+    help="With --agent: look at this mount only, as an agent's own ACL user has to.",
+)
 @click.option("--broker", is_flag=True, help="Is the broker reachable and fit? This is the default.")
-def healthcheck(settings: GatewaySettings, gateway: str | None, agent: str | None, broker: bool) -> int:
+def healthcheck(
+    settings: GatewaySettings, gateway: str | None, agent: str | None, mount: str | None, broker: bool
+) -> int:
     """Exit with 0 if a part of the bus is well, with 1 if not; says nothing but why not.
 
     Several parts can be asked for at once, and all have to be well.
@@ -65,7 +75,8 @@ def healthcheck(settings: GatewaySettings, gateway: str | None, agent: str | Non
         if gateway is not None:
             check_gateway(local_url(settings) if gateway == HERE else gateway)
         if agent is not None:
-            check_agent(settings, "" if agent == HERE else agent)
+            mounts = [Mount.from_name(mount)] if mount else None
+            check_agent(settings, "" if agent == HERE else agent, mounts)
     except UsageError:
         raise
     except OperatorError as error:
@@ -134,8 +145,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-def check_agent(settings: GatewaySettings, agent_id: str) -> None:
-    """Raises :class:`~flaskbus.errors.OperatorError` unless an agent that is ready beats within half a lease."""
+def check_agent(settings: GatewaySettings, agent_id: str, mounts: list[Mount] | None = None) -> None:
+    """Raises :class:`~flaskbus.errors.OperatorError` unless an agent that is ready beats within half a lease.
+
+    It is looked for on these mounts, or on all that are registered.
+    """
     keys, host = Keys(settings.namespace), socket.gethostname()
     whose = f"agent {agent_id}" if agent_id else f"agent of {host}"
     with broker_errors(settings.redis), connect(settings.redis, timeout=TIMEOUT) as client:
@@ -143,12 +157,19 @@ def check_agent(settings: GatewaySettings, agent_id: str) -> None:
         def beats() -> dict[str, int]:
             return {
                 record.id: record.beat
-                for view in survey(client, keys)
+                for view in survey(client, keys, mounts)
                 for record in view.agents
                 if record.state == "ready" and (record.id == agent_id if agent_id else record.host == host)
             }
 
-        ready = beats()
+        try:
+            ready = beats()
+        except redis.exceptions.NoPermissionError as error:
+            if mounts is not None:
+                raise
+            raise OperatorError(
+                f"its user may not look for it on all mounts ({error}); say --mount"
+            ) from None
         if not ready:
             raise OperatorError(f"no {whose} is ready")
         if not watch(beats, settings.lease / 2, any_of=ready):

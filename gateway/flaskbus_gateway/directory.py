@@ -174,8 +174,9 @@ class Directory:
                 if await self._take_in(state, *view, listed=state.mount in listed):
                     kept[state.mount] = state
                 self._troubles.over(state.mount.name)
-            except AnswerError as error:
-                # One mount's trouble is not another's. What it says of its agents is not known.
+            except (AnswerError, ValueError, TypeError) as error:
+                # One mount's trouble, or what a stranger wrote there, is not another's. What it says of its agents
+                # is not known.
                 self._troubles.say(state.mount.name, error)
                 state.forgive(self.link.loop.time())
                 if state.mount in self.states:

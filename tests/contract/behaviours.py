@@ -123,7 +123,8 @@ class Site:
             assert self.gateway.process.poll() is None, self.gateway.log()
             self.start_agent()
             eventually(
-                lambda: httpx.get(f"{self.url}/shop/quick").status_code == answers, "the mount is routed to"
+                lambda: httpx.get(f"{self.url}/shop/quick", timeout=20).status_code == answers,
+                "the mount is routed to",
             )
             yield self
             self.at_rest()
@@ -208,7 +209,7 @@ class Behaviours:
         site.client.delete(M.dead)
 
     def test_get(self, site: Site) -> None:
-        answer = httpx.get(f"{site.url}/shop/echo?a=%20b", headers={"X-Sent": "yes"})
+        answer = httpx.get(f"{site.url}/shop/echo?a=%20b", headers={"X-Sent": "yes"}, timeout=20)
         seen = answer.json()
         assert (seen["method"], seen["path"], seen["root"]) == ("GET", "/echo", "/shop")
         assert (seen["query"], seen["sent"]) == ("a=%20b", "yes")
@@ -217,16 +218,16 @@ class Behaviours:
     @pytest.mark.parametrize("size", [0, 10, 1_000_000])
     def test_post(self, site: Site, size: int) -> None:
         body = os.urandom(size)
-        seen = httpx.post(f"{site.url}/shop/echo", content=body).json()
+        seen = httpx.post(f"{site.url}/shop/echo", content=body, timeout=20).json()
         assert (seen["method"], seen["body"]) == ("POST", sha256(body).hexdigest())
 
     def test_head(self, site: Site) -> None:
-        answer = httpx.head(f"{site.url}/shop/large")
+        answer = httpx.head(f"{site.url}/shop/large", timeout=20)
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["content-length"] == "500000"
 
     def test_a_large_reply(self, site: Site) -> None:
-        assert httpx.get(f"{site.url}/shop/large").content == b"x" * 500_000
+        assert httpx.get(f"{site.url}/shop/large", timeout=20).content == b"x" * 500_000
 
     def test_a_stream_waits_for_its_client(self, site: Site) -> None:
         with httpx.stream("GET", f"{site.url}/shop/flow/slow", timeout=30) as response:
@@ -264,7 +265,7 @@ class Behaviours:
         answer = problem(httpx.post(f"{site.url}/idle/x", timeout=20))
         assert (answer["status"], answer["executed"]) == (503, "no")
         registry.unmount(IDLE)
-        eventually(lambda: httpx.get(f"{site.url}/idle/x").status_code == 404)
+        eventually(lambda: httpx.get(f"{site.url}/idle/x", timeout=20).status_code == 404)
 
     def test_a_get_whose_agent_dies_runs_again(self, site: Site, pool: ThreadPoolExecutor) -> None:
         answer = pool.submit(httpx.get, f"{site.url}/shop/work/twice", timeout=20)
@@ -287,7 +288,7 @@ class Behaviours:
         site.client.xadd(M.requests, {"id": "x1", "from": "gw", "head": b"\xc1"})
         eventually(lambda: site.client.xlen(M.dead) == 2, "two dead letters")
         site.client.delete(M.reply("x1"))
-        assert httpx.get(f"{site.url}/shop/quick").text == "quick"
+        assert httpx.get(f"{site.url}/shop/quick", timeout=20).text == "quick"
 
     def test_agents_come_and_go(self, site: Site, pool: ThreadPoolExecutor) -> None:
         """What a stopping agent has and did not begin is run by another, whoever hands it over."""

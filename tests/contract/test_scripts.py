@@ -400,6 +400,17 @@ class TestRequeue:
         assert (delivered, fields) == (new_id, {b"id": b"r1", b"attempt": b"2", b"body": b"\x00"})
         assert finish(client, entry_id) == b"finished"
 
+    def test_requeued_with_what_else_is_new(self, client: Client, stream: str) -> None:
+        signed = {"id": "r1", "attempt": "1", "body": "attempt", "expires": "5", "signature": b"\xff"}
+        entry_id = client.xadd(stream, signed)
+        client.xreadgroup(GROUP, "me", {M.requests: ">"})
+        args = [GROUP, entry_id, "me", 2, "expires", 9, "signature", b"\xfe\0"]
+        run_script(client, "requeue", [M.requests, REPLY], args)
+        ((_, ((_, fields),)),) = client.xreadgroup(GROUP, "other", {M.requests: ">"})
+        assert list(fields.items()) == [
+            (b"id", b"r1"), (b"attempt", b"2"), (b"body", b"attempt"), (b"expires", b"9"), (b"signature", b"\xfe\0"),
+        ]  # fmt: skip
+
     def test_answered(self, client: Client, taken: bytes) -> None:
         push(client, taken)
         assert self.requeue(client, taken) == [b"answered"]

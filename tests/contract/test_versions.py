@@ -35,9 +35,11 @@ def command(module: str, version: int) -> tuple[str, ...]:
 def site_of(broker: Broker, tmp_path_factory: pytest.TempPathFactory, gateway: int, agent: int) -> Site:
     return Site(
         tmp_path_factory.mktemp(f"versions-{gateway}-{agent}"),
-        *[broker.url] * 3,
-        command("flaskbus_gateway", gateway),
-        command("flaskbus_agent", agent),
+        admin_url=broker.url,
+        gateway_url=broker.url,
+        agent_url=broker.url,
+        gateway_command=command("flaskbus_gateway", gateway),
+        agent_command=command("flaskbus_agent", agent),
     )
 
 
@@ -98,7 +100,7 @@ class TestHandBack:
         fields = encode_request_1(request) if version == 1 else wire.encode_request(request)
         if version == 3:
             place = fields.index("head") + 1
-            fields[place] = msgpack.packb([3, *msgpack.unpackb(fields[place])[1:], "new"])  # type: ignore[arg-type]
+            fields[place] = msgpack.packb([3, *msgpack.unpackb(fields[place])[1:], "new"])
         client = site_of_ours.client
         seconds, _ = client.time()
         entry = dict(zip(fields[::2], fields[1::2], strict=True))

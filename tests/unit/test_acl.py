@@ -1,4 +1,4 @@
-"""The rules of the broker's users. What they are worth is shown on both engines in tests/contract/test_acl.py."""
+"""The rules of the broker's users. What they are worth is shown on both engines in tests/contract/test_fences.py."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ class TestAgents:
         found = rules("agent", [SHOP], namespace="prod")
         assert [rule for rule in found if rule[0] == "("] == [
             "(+sadd %W~prod:mounts)",
+            "(+evalsha ~prod:mounts)",
             "(+publish &prod:news)",
         ]
 
@@ -98,6 +99,12 @@ def test_every_rule_begins_anew_and_keeps_passwords(role: str) -> None:
 def test_a_database_other_than_the_first() -> None:
     assert "+select|3" in rules("gateway", db=3)
     assert not any(rule.startswith("+select") for rule in rules("gateway"))
+
+
+def test_who_follows_masters_asks_who_they_are() -> None:
+    assert "+role" in rules("gateway", kind="sentinel")
+    assert {"+asking", "+cluster|slots"} <= {*rules("tools", kind="cluster")}
+    assert not {"+role", "+asking", "+cluster|slots"} & {*rules("gateway")}
 
 
 def test_an_agent_has_mounts_and_no_other_has() -> None:

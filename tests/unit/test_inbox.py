@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flaskbus import wire
 from flaskbus.messages import Chunk, End, Failure, Head, Reply
+from flaskbus.signing import Seal
 from flaskbus_gateway.inbox import Inbox
 
 
@@ -115,3 +116,22 @@ def test_what_a_dead_agent_sent_is_not_for_the_next_run() -> None:
     box.take_listed([chunk(0, attempt=2), wire.encode_frame(End(2, 1))])
     assert box.frames[0] == Chunk(2, 0, b"0")
     assert box.attempt == 2
+
+
+def test_what_is_not_signed_right_is_dropped_before_it_is_read() -> None:
+    seal = Seal("/shop", bytes(32)).frames("r1")
+    box = Inbox(1, 1000, seal.is_signed)
+    signed = [wire.encode_frame(Head(1, 0, 200, ()), seal.sign), wire.encode_frame(End(1, 1), seal.sign)]
+    strange = [
+        chunk(0),
+        b"",
+        b"\xc1",
+        b"x" * 5000,
+        wire.encode_frame(Failure(1, 0, "x", "y"), lambda _: bytes(32)),
+    ]
+    box.take_listed([*strange, signed[0], *strange, signed[1]])
+    for frame in strange:
+        box.take_rung(frame)
+    assert list(box.frames) == [Head(1, 0, 200, ()), End(1, 1)]
+    assert box.forged == 3 * len(strange)
+    assert (box.seen, box.done) == (12, 10)
