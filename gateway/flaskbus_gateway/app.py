@@ -216,9 +216,12 @@ class Gateway:
         size = 0
         message: dict[str, Any] = {"more_body": True}
         try:
-            async with asyncio.timeout(self.settings.body_timeout):
+            async with asyncio.timeout(self.settings.body_timeout) as deadline:
                 while message.get("more_body"):
                     message = await receive()
+                    if deadline.expired():
+                        # CPython 3.11's wait_for() swallows a cancellation that comes together with a byte.
+                        raise TimeoutError
                     part: bytes = message.get("body", b"")
                     size += len(part)
                     if size > limit:

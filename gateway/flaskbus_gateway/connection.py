@@ -10,7 +10,7 @@ condition  since                                               at most          
 heading    accept, or the first byte of a later request        header_timeout        408 if a byte came, and close
 (running)  the end of a request's header                       the app's deadlines
 idle       the end of a response, if the connection is kept    keepalive             close
-stalled    the client takes nothing of what was written        idle_timeout          abort
+stalled    the client takes nothing of what was written        idle_timeout          reset
 lingering  the response was out before the request was in      LINGER                close
 =========  ==================================================  ====================  ==============================
 """
@@ -20,6 +20,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import struct
 import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -166,6 +168,9 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         if self.transport.get_write_buffer_size() < self._unsent:
             self._watch_client()  # slow, but not gone
         else:
+            # Otherwise the kernel would go on offering what it still has for minutes.
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
     async def _serve_http_request(self, *args: Any) -> bool:
