@@ -839,7 +839,7 @@ def test_redis_shows_what_flaskbus_packed(flaskbus: Call, broker: Broker) -> Non
     out = flaskbus("redis", "--no-raw", "--decode", "XRANGE", KEYS.requests, "-", "+").out
     assert '"target"' in out
     assert '"/app/x"' in out
-    assert '[1, "http", "1.1", "", 0, "", 0, "", []]' in out
+    assert '[2, "http", "1.1", "", 0, "", 0, "", []]' in out
     assert "\\x" not in out
     assert "\\x" in flaskbus("redis", "--no-raw", "XRANGE", KEYS.requests, "-", "+").out
 
