@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.model import Sample
 from benchmarks.stats import Summary, ratio, summarize, values
@@ -96,6 +97,7 @@ def _lines(work: Work, systems: Sequence[System], samples: Sequence[Sample]) -> 
     axes.set_xscale("log", base=2 if work.name == "scaling" else 10)
     if work.name == "scaling":
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xticks([float(variant.replace(",", "")) for variant in variants], variants)
     _finish(axes, work)
     return figure
@@ -130,6 +132,7 @@ def _ratios(works: Sequence[Work], samples: Sequence[Sample]) -> Figure | None:
         axes.plot([share.median], [place], "o", color=colour)
     axes.axvline(1.0, color="#555555", linewidth=1)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
     axes.set_title("flaskbus, better to the right of the line (for times and sizes, the inverse)")
     axes.grid(axis="x", alpha=0.3)

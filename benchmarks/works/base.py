@@ -33,7 +33,7 @@ class Scale:
     @property
     def few(self) -> int:
         """Rounds of the works that need less, or take long."""
-        return min(3, self.rounds)
+        return 1 if self.quick else min(3, self.rounds)
 
 
 class Work(ABC):

@@ -112,7 +112,7 @@ def _settled_memory(child: Child) -> float:
     return measure.pss(measure.family([child.pid])) / 2**20
 
 
-CALLS = Metric("calls", "/s of one core", higher=True)
+CALLS = Metric("calls", "/s of CPU", higher=True)
 
 
 class Limit(Work):
