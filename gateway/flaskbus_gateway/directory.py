@@ -142,6 +142,7 @@ class Directory:
             try:
                 await self.look()
             except LinkError:
+                await asyncio.sleep(PAUSE)
                 await self.link.up.wait()
                 continue
             async with self._progress:
