@@ -15,7 +15,15 @@ from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import ClientGone, Exchange, StreamEnded
 from flaskbus_gateway.forwarding import TrustedProxies
-from flaskbus_gateway.http import Incoming, Scope, add_date, has_body, problem, relayed_headers
+from flaskbus_gateway.http import (
+    Incoming,
+    Scope,
+    add_date,
+    has_body,
+    problem,
+    relayed_headers,
+    stated_length,
+)
 from flaskbus_gateway.switchboard import Switchboard
 
 log = logging.getLogger("flaskbus.gateway")
@@ -138,7 +146,7 @@ class Gateway:
             elif found := boundaries(head.headers):
                 await self._relay_events(exchange, found, send)
             else:
-                await self._relay(exchange, send)
+                await self._relay(exchange, stated_length(headers), send)
         except errors.BusError as error:
             if started:
                 # The client must not take what it has for the whole: a server breaks the connection off when
@@ -233,12 +241,24 @@ class Gateway:
             raise ClientGone
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _relay(self, exchange: Exchange, send: Send) -> None:
-        """Bring the client what the app yields, as fast as the client takes it."""
+    async def _relay(self, exchange: Exchange, left: int | None, send: Send) -> None:
+        """Bring the client what the app yields, as fast as the client takes it.
+
+        ``left``: bytes of the body, where the app said. A client that has them all may have sent its next request
+        already: what becomes of the run that is over for it must not break its connection.
+        """
         while True:
-            frames = await exchange.chunks()
+            try:
+                frames = await exchange.chunks()
+            except errors.BusError as error:
+                if left != 0:
+                    raise
+                log.info("%s ended after its answer was out: %s", exchange.request.target, error)
+                await send({"type": "http.response.body", "body": b""})
+                return
             for frame in frames:
                 if isinstance(frame, Chunk):
+                    left = None if left is None else left - len(frame.data)
                     await send({"type": "http.response.body", "body": frame.data, "more_body": True})
             if exchange.gone:
                 raise ClientGone

@@ -167,6 +167,11 @@ def relayed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     return kept
 
 
+def stated_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """How many bytes the body of a response has, by its relayed headers; ``None`` where they do not say."""
+    return next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
+
+
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _BREAKING = re.compile(rb"[\r\n\0]").search
 

@@ -193,6 +193,27 @@ def test_a_streamed_reply(stage: Stage, point: str) -> None:
 
 
 @SLOW
+def test_a_reply_that_is_out_but_for_its_end(stage: Stage) -> None:
+    """The client has all that was announced, and its next request comes on the same connection."""
+    stage.gateway()
+    stage.agent("agent: finish not sent")
+    eventually(stage.routed)
+
+    async def two() -> list[Seen]:
+        connection = await Connection.open(stage.address)
+        asks = [Ask(token, "POST", "large", 0, False, None) for token in ("1", "2")]
+        seen = [await see(ask, connection) for ask in asks]
+        connection.close()
+        await connection.ended.wait()
+        return seen
+
+    assert [seen.right for seen in asyncio.run(two())] == [True, True]
+    assert stage.flag.exists()
+    assert [len(stage.runs(token)) for token in ("1", "2")] == [1, 1]
+    stage.at_rest()
+
+
+@SLOW
 def test_an_agent_that_dies_while_it_leaves(stage: Stage) -> None:
     stage.gateway()
     agent = stage.agent("agent: leaving")

@@ -9,7 +9,7 @@ import pytest
 
 from flaskbus import errors
 from flaskbus_gateway.forwarding import TrustedProxies
-from flaskbus_gateway.http import Incoming, add_date, has_body, problem, relayed_headers
+from flaskbus_gateway.http import Incoming, add_date, has_body, problem, relayed_headers, stated_length
 
 LOOPBACK = TrustedProxies("127.0.0.1")
 
@@ -176,6 +176,11 @@ def test_relayed_headers() -> None:
 def test_only_one_length_is_relayed(lengths: list[bytes], kept: int) -> None:
     headers = ((b"X", b"y"), *((b"Content-Length", length) for length in lengths))
     assert relayed_headers(headers) == list(headers[: 1 + kept])
+
+
+def test_a_length_that_is_stated() -> None:
+    assert stated_length([(b"X", b"1"), (b"Content-Length", b"20")]) == 20
+    assert stated_length([(b"X", b"1")]) is None
 
 
 def test_a_date_is_added_once() -> None:
