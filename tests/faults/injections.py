@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 
+from tests.faults.partition import Host
 from tests.faults.proxy import Proxy
 from tests.faults.site import LEASE, Broker, Service, Site, stopped
 from tests.integration.fleet import eventually
@@ -32,6 +33,8 @@ class Scene:
     proxy: Proxy
     control: Callable[[Callable[[], Any]], Any]
     dice: random.Random
+    host: Host | None = None
+    """Where one of the agents runs; ``None`` where this machine has no network namespaces."""
     hurt: list[tuple[int, float, float]] = field(default_factory=list)
     """Gateways whose clients may see broken connections, from when to when (monotonic seconds)."""
     killed: int = 0
@@ -255,3 +258,16 @@ def net_cuts(scene: Scene) -> float:
         time.sleep(0.05)
     scene.control(scene.proxy.mend)
     return time.monotonic()
+
+
+@fault
+def net_partition(scene: Scene) -> float:
+    """A host is cut off, with an agent on it that goes on: for less than the lease, and for more."""
+    assert scene.host is not None
+    scene.host.pull()
+    time.sleep(scene.dice.choice((1.0, LEASE + 1.0, 8.0)))
+    scene.host.mend()
+    return time.monotonic()
+
+
+NEEDS_HOST = frozenset({"net-partition"})

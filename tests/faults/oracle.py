@@ -72,6 +72,10 @@ class Seen(NamedTuple):
     gateway: int = 0
     detail: str = ""
 
+    @property
+    def waited(self) -> float:
+        return self.ended - self.sent
+
 
 def parse_ledger(text: str) -> dict[str, list[Run]]:
     """Lines of ``token attempt pid``; a last line without its newline was never finished and does not count."""
@@ -120,7 +124,8 @@ class Tally:
 
     counts: Counter[Verdict] = field(default_factory=Counter)
     bad: list[tuple[Verdict, Seen, Sequence[Run]]] = field(default_factory=list)
-    slowest: float = 0.0
+    slowest: Seen | None = None
+    """Who waited longest, of those that did not leave."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why requests were not answered well: status and detail."""
 
@@ -136,13 +141,18 @@ class Tally:
         elif verdict in (Verdict.REJECTED, Verdict.UNKNOWN):
             self.reasons[f"{verdict} {seen.status or seen.ending}: {seen.detail}"] += 1
         if seen.ending is not Ending.LEFT:
-            self.slowest = max(self.slowest, seen.ended - seen.sent)
+            self._compare(seen)
+
+    def _compare(self, seen: Seen) -> None:
+        if self.slowest is None or seen.waited > self.slowest.waited:
+            self.slowest = seen
 
     def merge(self, other: Tally) -> None:
         self.counts += other.counts
         self.bad += other.bad
         self.reasons += other.reasons
-        self.slowest = max(self.slowest, other.slowest)
+        if other.slowest is not None:
+            self._compare(other.slowest)
 
 
 def judge(log: Iterable[Seen], ledger: Mapping[str, Sequence[Run]], strangers: bool = True) -> Tally:

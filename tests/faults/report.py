@@ -44,7 +44,8 @@ class Report:
         lines = [head]
         for name, row in [*self.rows.items(), ("all", self.total)]:
             counts = [str(row.tally.counts[verdict]) for verdict in columns]
-            times = [f"{row.recovery:.2f} s", f"{row.tally.slowest:.2f} s"]
+            slowest = row.tally.slowest
+            times = [f"{row.recovery:.2f} s", f"{slowest.waited if slowest else 0.0:.2f} s"]
             lines.append([name, str(row.rounds), str(row.tally.requests), *counts, *times])
         widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
         rows = [

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from flaskbus.keys import GROUP, Keys
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
 from tests.conftest import binary, free_port
+from tests.faults.partition import Host
 from tests.integration.fleet import Program, eventually
 from tests.integration.procs import alive
 
@@ -47,9 +48,11 @@ def group_of(leader: int) -> list[int]:
 class Broker:
     """A Valkey on a port of its own, that writes down everything before it answers (``sync``: appendfsync)."""
 
-    def __init__(self, directory: Path, *, sync: str = "always") -> None:
+    def __init__(self, directory: Path, *, sync: str = "always", addresses: Sequence[str] = ()) -> None:
         self.directory = directory
         self.sync = sync
+        self.addresses = addresses
+        """Where it listens beside the loopback."""
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
@@ -64,7 +67,8 @@ class Broker:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [str(binary("valkey")), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            [str(binary("valkey")), "--port", str(self.port), "--bind", "127.0.0.1", *self.addresses,
+             "--protected-mode", "no", "--save", "",
              "--appendonly", "yes", "--appendfsync", self.sync, "--enable-debug-command", "yes",
              "--dir", str(self.directory)],
             stdout=subprocess.DEVNULL,
@@ -128,7 +132,8 @@ class Service:
 
 
 class Site:
-    """Two gateways and two agents, of two workers each. Odd ones reach the broker through ``detour``, if given.
+    """Two gateways and two agents, of two workers each. Odd ones reach the broker through ``detour``, if given;
+    one agent more runs on ``host``.
 
     A context manager; whatever still runs at its end is killed. ``environ`` is for the programs.
     """
@@ -143,6 +148,7 @@ class Site:
         agents: int = 2,
         workers: int = 2,
         unix: bool = False,
+        host: Host | None = None,
     ) -> None:
         self.directory = directory
         self.broker_url = broker_url
@@ -163,18 +169,24 @@ class Site:
         self.agents = [
             Service(f"agent-{number}", self._agent(number), restart_alone=False) for number in range(agents)
         ]
+        if host is not None:
+            far = self._agent(agents, inside=host.inside, url=host.url_of(broker_url))
+            self.agents.append(Service("agent-far", far, restart_alone=False))
 
     @property
     def services(self) -> list[Service]:
         return [*self.gateways, *self.agents]
 
-    def _program(self, name: str, number: int, module: str, *options: str) -> Program:
+    def _program(
+        self, name: str, number: int, module: str, *options: str, inside: Sequence[str] = (), url: str = ""
+    ) -> Program:
         return Program(
             self.directory / f"{name}-{number}.log",
             module,
             "--lease", str(LEASE), "--workers", str(self.workers), *options,
+            inside=inside,
             LEDGER=str(self.ledger),
-            FLASKBUS_REDIS_URL=self._detour if number % 2 else self.broker_url,
+            FLASKBUS_REDIS_URL=url or (self._detour if number % 2 else self.broker_url),
             PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         )  # fmt: skip
 
@@ -184,9 +196,9 @@ class Site:
         limits = ("--hold", "15", "--head-timeout", "15", "--queue-limit", "5000")
         return lambda: self._program("gateway", number, "flaskbus_gateway", *where, *limits)
 
-    def _agent(self, number: int) -> Callable[[], Program]:
+    def _agent(self, number: int, *, inside: Sequence[str] = (), url: str = "") -> Callable[[], Program]:
         options = ("tests.faults.app:app", "--prefix", "/soak", "--name", "soak", "--threads", "4")
-        return lambda: self._program("agent", number, "flaskbus_agent", *options)
+        return lambda: self._program("agent", number, "flaskbus_agent", *options, inside=inside, url=url)
 
     def __enter__(self) -> Self:
         return self

@@ -24,13 +24,17 @@ from typing import Any, NamedTuple, Self
 import uvloop
 
 from tests.faults import cancellations, cuts
-from tests.faults.injections import FAULTS, Scene
+from tests.faults.injections import FAULTS, NEEDS_HOST, Scene
 from tests.faults.load import Load
 from tests.faults.oracle import Run, Seen, judge, parse_ledger, recovery
+from tests.faults.partition import Host, available
 from tests.faults.proxy import Proxy
 from tests.faults.report import Report, Row
 from tests.faults.site import Broker, Site
 from tests.integration.fleet import eventually
+
+SLOW = 2.0
+"""Seconds: who waits longer is told of."""
 
 SETTLE = 0.5
 """Seconds of peace after each fault."""
@@ -84,13 +88,14 @@ class Soak:
         self.rounds: list[Round] = []
         with ExitStack() as stack:
             thread = stack.enter_context(LoopThread())
-            broker = stack.enter_context(Broker(directory))
+            host = stack.enter_context(Host()) if available() else None
+            broker = stack.enter_context(Broker(directory, addresses=[host.address] if host else []))
             proxy = thread.call(lambda: Proxy(broker.port))
             thread.start(proxy.start()).result(10.0)
             stack.callback(lambda: thread.start(proxy.close()).result(10.0))
             detour = f"redis://127.0.0.1:{proxy.port}/0"
-            self.site = stack.enter_context(Site(directory, broker.url, detour=detour))
-            self.scene = Scene(self.site, broker, proxy, thread.call, self.dice)
+            self.site = stack.enter_context(Site(directory, broker.url, detour=detour, host=host))
+            self.scene = Scene(self.site, broker, proxy, thread.call, self.dice, host)
             self.site.await_whole()
             self.baseline = self.site.keys()
             self.load = Load(self.site.addresses, clients=clients, seed=seed)
@@ -178,7 +183,7 @@ def drawn(names: Sequence[str], dice: random.Random) -> Iterable[str]:
 
 def soak(arguments: argparse.Namespace, directory: Path) -> Report:
     """Faults one after the other, until there were enough of everything."""
-    names = arguments.fault or list(FAULTS)
+    names = arguments.fault or [name for name in FAULTS if name not in NEEDS_HOST or available()]
     with Soak(directory, arguments.seed, clients=arguments.clients) as soak:
         until = time.monotonic() + arguments.seconds
         for number, name in enumerate(drawn(names, soak.dice), 1):
@@ -225,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for reason, count in tally.reasons.most_common(20):
         print(f"  {count:6d} {reason}")
+    for name, row in report.rows.items():
+        if (slow := row.tally.slowest) is not None and slow.waited > SLOW:
+            print(f"  {slow.waited:6.2f} s, {name}: {slow.method} {slow.token} {slow.status} {slow.detail}")
     for bad in tally.bad[:20]:
         print("BAD", *bad)
     for name, value in report.left.items():
