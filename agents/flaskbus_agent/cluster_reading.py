@@ -104,6 +104,7 @@ class ClusterReader(Reader):
         self._back = ""
         """The stream of a node that is back; empty if none is."""
         self._reads: dict[bytes, _Read] = {}
+        self._may_unblock = True
         self._ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
 
@@ -203,20 +204,24 @@ class ClusterReader(Reader):
             raise
         return None
 
-    def calm(self) -> Any:
+    def calm(self, *, last: bool = True) -> Any:
         entries: list[Any] = []
         trouble: Exception | None = None
         for read in self._reads.values():
-            if not read.since or read.node is None:
+            if not read.since or read.node is None or not (last or self._may_unblock):
                 continue
             try:
-                self._channel.to(read.node, "CLIENT", "UNBLOCK", read.id)
-                entries += read.answer() or ()
+                try:
+                    self._channel.to(read.node, "CLIENT", "UNBLOCK", read.id)
+                except redis.exceptions.ResponseError:
+                    self._may_unblock = False
+                    if not last:
+                        continue
+                with suppress(redis.exceptions.ResponseError):  # then nothing was delivered
+                    entries += read.answer() or ()
             except Unavailable as error:
                 self._fail(read)
                 trouble = error
-            except redis.exceptions.ResponseError:
-                read.drop()
         if trouble is not None:
             raise trouble
         return entries

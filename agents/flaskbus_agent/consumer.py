@@ -283,7 +283,7 @@ class Consumer:
             self._take(self._reader.wait(ordered, 1))
         if idle <= len(self._backlog):
             # Nobody is left to watch reads that go on; what they bring at the last moment runs next.
-            self._take(self._reader.calm())
+            self._take(self._reader.calm(last=False))
 
     def _read_clock(self) -> None:
         """What the brokers' clocks say, for the age of entries; without the permission to ask they have none."""

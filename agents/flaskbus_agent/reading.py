@@ -61,8 +61,11 @@ class Reader:
         """New entries of some streams, ``count`` of each at most, as soon as one has any; nothing after a while."""
         return self.channel.call(*read_command(self.agent_id, streams, count, BLOCK_MS))
 
-    def calm(self) -> Any:
-        """End every read that goes on without us; entries that were delivered meanwhile."""
+    def calm(self, *, last: bool = True) -> Any:
+        """End every read that goes on without us; entries that were delivered meanwhile.
+
+        Who may not (CLIENT UNBLOCK) waits for their end at the ``last`` time, and else lets them go on.
+        """
         return ()
 
     def waits_for(self, stream: bytes) -> bool:

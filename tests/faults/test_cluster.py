@@ -354,3 +354,19 @@ def test_pipelines_transactions_and_scans(three: Cluster) -> None:
         Registry(client, Keys()).gateways()
         for key in keys:
             client.delete(key)
+
+
+def test_an_agent_that_may_end_no_reads(three: Cluster, tmp_path: Path) -> None:
+    """CLIENT UNBLOCK is among the dangerous commands; a user with few rights does without."""
+    for server in three.servers:
+        server.ask("ACL", "SETUSER", "meek", "on", ">secret", "~*", "&*", "+@all", "-client|unblock")
+    url = three.url.replace("://", "://meek:secret@")
+    with Fleet(tmp_path, url) as fleet:
+        _, where = fleet.gateway()
+        names = mounts(three)
+        serve(fleet, names, "--threads", "1")
+        with loads(*(Load([where], mount=name, threads=2, prefix=name[1:] + "-") for name in names)) as some:
+            for load in some:
+                load.more(20)
+        all_good(fleet, *some)
+        fleet.programs[-1].end()
