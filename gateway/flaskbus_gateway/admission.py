@@ -177,9 +177,9 @@ class Queue:
     def wait(self) -> float:
         """Seconds that a newcomer would wait; 0 where there is no telling."""
         # Threads that share an interpreter take longer together; those who lost patience leave the queue as well.
-        rates = [self.threads / self.work] if self.work and self.threads else []
-        rates += [self.drain] if self.drain else []
-        return self.waiting / min(rates) if rates else 0.0
+        by_work = self.threads / self.work if self.work else 0.0
+        rate = min(self.drain, by_work) if self.drain and by_work else self.drain or by_work
+        return self.waiting / rate if rate else 0.0
 
     def too_old(self, limit: float, now: float) -> bool:
         """Whether what comes ``now`` would wait longer than ``limit`` seconds, or what came before does."""
@@ -222,7 +222,7 @@ class Admission:
                 f"{waiting} requests are waiting for {name}; {self.queue_limit} may",
                 retry_after=queue.retry_after(),
             )
-        if queue.too_old(self.queue_age, now):
+        if waiting and queue.too_old(self.queue_age, now):
             raise errors.QueueFull(
                 f"requests wait {max(queue.age, queue.wait):.1f} s for {name}; {self.queue_age:g} s are allowed",
                 retry_after=queue.retry_after(),
