@@ -48,6 +48,10 @@ class Ask(NamedTuple):
         size = reply_size(self.shape)
         return len(body) == size and body == content(self.token, "reply", size)
 
+    def right_so_far(self, body: bytes) -> bool:
+        """Whether these may be the first bytes of the body."""
+        return content(self.token, "reply", reply_size(self.shape)).startswith(body)
+
 
 def draw(dice: random.Random, token: str, leavers: float) -> Ask:
     """Mostly small ones; one in twelve large in either direction."""
