@@ -49,12 +49,13 @@ _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _RECORD = re.compile(rb"[0-9a-f]{64}")
 
 
-def _unpack(data: bytes, max_size: int) -> Any:
+def _unpack(data: bytes, max_size: int, *, max_array: int = -1) -> Any:
+    # Each byte can be an empty array, which takes 56 in memory: what has to be one byte string has no arrays.
     size = len(data)
     if size > max_size:
         raise WireError(f"{size} bytes where at most {max_size} are allowed")
     try:
-        return msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0)
+        return msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0, max_array_len=max_array)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise WireError(f"not msgpack of ours: {error or type(error).__name__}") from None
 
@@ -131,7 +132,7 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
     try:
         head = _array(entry[b"head"], MAX_HEAD, "head")
         _check(head, _HEAD_TYPES, "head")
-        body = _unpack(entry[b"body"], max_body + 16)
+        body = _unpack(entry[b"body"], max_body + 16, max_array=0)
         if type(body) is not bytes:
             raise WireError("body is not bytes")
         request_id = entry[b"id"].decode("ascii")
