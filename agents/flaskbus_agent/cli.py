@@ -119,6 +119,8 @@ def checked(settings: AgentSettings) -> AgentSettings:
 
 def _is_local(url: str) -> bool:
     address = parse_url(url)
+    if address.kind != "single":
+        return False  # who knows where the next master is
     if address.path or address.host == "localhost":
         return True
     try:

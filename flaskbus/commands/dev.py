@@ -19,7 +19,7 @@ import click
 import redis
 
 from flaskbus import embedded
-from flaskbus.broker import check, connect, mask
+from flaskbus.broker import check, connect, mask, parse_url
 from flaskbus.commands.dev_banner import Served, Setup, banner, redis_cli
 from flaskbus.commands.dev_plan import OPTIONS, Plan, make_plan
 from flaskbus.commands.tools import broker_errors
@@ -228,7 +228,8 @@ class Session:
     def _setup(self) -> Setup:
         option, url = self.broker.option, self.broker.url
         cli = next((name for name in ("redis-cli", "valkey-cli") if shutil.which(name)), None)
-        usable = cli and (option or mask(url) == url)
+        # It knows only one kind of URL; flaskbus redis knows all.
+        usable = cli and (option or mask(url) == url) and parse_url(url).kind == "single"
         return Setup(
             version=version("flaskbus"),
             gateway=self.plan.gateway,

@@ -142,7 +142,9 @@ def _debug(gateway: Resolved[GatewaySettings], agent: Resolved[AgentSettings], d
         debugger,
         agent,
         "debugger",
-        otherwise=local and (private or bool(address.path) or _is_loopback(address.host)),
+        otherwise=local
+        and address.kind == "single"
+        and (private or bool(address.path) or _is_loopback(address.host)),
     )
     if wanted and not local:
         raise UsageError(

@@ -83,7 +83,15 @@ def test_the_debugger_is_for_this_machine(url: str) -> None:
     assert checked(AgentSettings(debugger=True, workers=4, redis=url)).workers == 1
 
 
-@pytest.mark.parametrize("url", ["redis://10.0.0.5/0", "redis://:secret@redis.example.com/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://10.0.0.5/0",
+        "redis://:secret@redis.example.com/0",
+        "redis+sentinel://127.0.0.1/m",
+        "redis+cluster://127.0.0.1",
+    ],
+)
 def test_the_debugger_refuses_other_brokers(url: str) -> None:
     with pytest.raises(UsageError, match="--debugger") as caught:
         checked(AgentSettings(debugger=True, redis=url))

@@ -132,6 +132,7 @@ def test_reload_is_on_unless_somebody_says_no(options: dict[str, Any], reload: b
         ({"flags": {"redis": "redis://127.0.0.1"}}, True),
         ({"flags": {"redis": "unix:///run/redis.sock"}}, True),
         ({"flags": {"redis": "redis://10.0.0.5"}}, False),
+        ({"flags": {"redis": "redis+sentinel://127.0.0.1/m"}}, False),
         ({"environ": {"FLASKBUS_DEBUGGER": "no"}}, False),
     ],
 )
