@@ -20,7 +20,12 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 from flaskbus.address import Address, Node
 from flaskbus.errors import UsageError
 
-Unavailable = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+Unavailable = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.InvalidResponse,  # what answers is no broker
+    OSError,
+)
 """What a broker that is away, stalled or loading raises."""
 
 LOOK = 1.0
