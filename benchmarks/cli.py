@@ -42,7 +42,9 @@ def _chosen(known: Sequence[str], given: Sequence[str], what: str) -> list[str]:
     "--rounds", type=click.IntRange(1), help="How often everything is done; some works less. [default: 5]"
 )
 @click.option("--seconds", type=click.FloatRange(1), help="How long a run is; some are shorter. [default: 5]")
-@click.option("--quick", is_flag=True, help="A look: rounds of 1 second, 2 of hello and 1 of the rest, smaller sizes.")
+@click.option(
+    "--quick", is_flag=True, help="A look: rounds of 1 second, 2 of hello and 1 of the rest, smaller sizes."
+)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="App processes.")
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Threads in each.")
 @click.option(

@@ -1,7 +1,7 @@
 """Calls the app's WSGI callable in a loop: ``python -m benchmarks.inprocess PATH SECONDS``.
 
-Prints the calls in a second of CPU, after a first one that is not counted. With 0 seconds it says ``ready`` instead, and waits
-for the end of its input: the bare app, to be looked at.
+Prints the calls in a second of CPU, after a first one that is not counted. With 0 seconds it says ``ready`` instead,
+and waits for the end of its input: the bare app, to be looked at.
 """
 
 from __future__ import annotations

@@ -166,6 +166,9 @@ class Transfer(Work):
         self.title = f"{name} of one large body"
         self._move = move
 
+    def rounds(self, scale: Scale) -> int:
+        return min(2, scale.few)
+
     def variants(self, scale: Scale) -> Sequence[str]:
         return ("64 MiB",) if scale.quick else ("1 GiB",)
 
