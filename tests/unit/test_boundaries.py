@@ -134,7 +134,11 @@ def test_what_is_cut_loses_no_event_and_leaves_no_half(body: bytes, places: list
         assert events == dispatched(body)[0]
 
 
-@given(st.lists(st.dictionaries(st.text(), st.integers()), max_size=5), PLACES, st.sampled_from([None, 1]))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=3), max_size=3),
+    PLACES,
+    st.sampled_from([None, 1]),
+)
 def test_a_sequence_is_cut_between_records(
     records: list[dict[str, int]], places: list[int], indent: int | None
 ) -> None:
