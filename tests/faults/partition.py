@@ -60,7 +60,9 @@ class Host:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
+        # The cable first: a namespace takes its end down later, when nobody waits any more.
+        for thing in (("link", "delete", self.cable), ("netns", "delete", self.name)):
+            subprocess.run(["ip", *thing], check=False, capture_output=True)
 
     def pull(self) -> None:
         """Nothing arrives any more, in either direction, and nobody is told."""
