@@ -14,6 +14,7 @@ from types import FrameType
 
 import click
 
+from benchmarks import measure
 from benchmarks.model import Deployment
 from benchmarks.report import as_json, markdown
 from benchmarks.runner import Bench
@@ -24,6 +25,8 @@ from benchmarks.works import WORKS
 from benchmarks.works.base import Scale, Work
 
 INTERRUPTED = 130
+QUIET = 0.1
+"""The share of the cores that others may use."""
 
 
 def _chosen(known: Sequence[str], given: Sequence[str], what: str) -> list[str]:
@@ -112,8 +115,12 @@ def _run(
     out: Path,
     missing: Mapping[str, str],
 ) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     interrupted = False
+    busy = measure.busy()
+    if busy > QUIET:
+        _say(f"{busy:.0%} of the machine's cores are busy already: these figures will not mean much")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="flaskbus-bench-", ignore_cleanup_errors=True) as directory:
         task = Bench(works, systems, scale, Path(directory), _say)
@@ -125,6 +132,7 @@ def _run(
             interrupted = True
             _say("interrupted; this is what there is")
     facts = _facts(systems, scale, time.monotonic() - began, interrupted)
+    facts["before the start"] = f"{busy:.0%} of the cores were busy"
     samples, gaps = task.results.samples, task.results.gaps
     report = markdown(facts, works, systems, samples, gaps)
     out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +169,6 @@ def _facts(systems: Sequence[System], scale: Scale, seconds: float, interrupted:
         "runs": f"up to {scale.rounds} rounds of up to {scale.seconds:g} s, {seconds / 60:.1f} minutes in all"
         + (", a quick look" if scale.quick else "")
         + (", INTERRUPTED" if interrupted else ""),
-        "load on the machine at the end": " ".join(f"{load:.1f}" for load in os.getloadavg()),
     }
 
 

@@ -57,6 +57,20 @@ def cpu(running: Running) -> float:
     return sum(int(fields[11]) + int(fields[12]) for fields in stats if fields) / _TICKS
 
 
+def busy(seconds: float = 1.0) -> float:
+    """How much of all cores somebody uses meanwhile, 0 to 1 (proc(5): the first line of ``/proc/stat``)."""
+
+    def look() -> tuple[int, int]:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        # idle and iowait
+        return sum(ticks), ticks[3] + ticks[4]
+
+    total, idle = look()
+    time.sleep(seconds)
+    later, idler = look()
+    return 1 - (idler - idle) / max(1, later - total)
+
+
 def settle(running: Running, patience: float = 20.0) -> None:
     """Until it uses next to no CPU: the first answer says that one of its processes is there, and not that all are."""
     deadline = time.monotonic() + patience
