@@ -407,7 +407,7 @@ class TestDeadAgents:
                 fields = SEAL.sign_request(wire.encode_request(request), expires())
                 client.xadd(
                     M.requests,
-                    dict(zip(fields[::2], fields[1::2], strict=True)),  # type: ignore[arg-type]
+                    dict(zip(fields[::2], fields[1::2], strict=True)),
                     id=f"{(moment - 60) * 1000}-0",
                 )
                 (frame,) = eventually(lambda: client.lrange(M.reply("handed-1"), 0, -1))

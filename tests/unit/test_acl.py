@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaskbus.acl import ROLES, command_line, rules, user_name
+from flaskbus.acl import ROLES, command_line, mend, rules, user_name
 from flaskbus.errors import UsageError
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
@@ -133,3 +133,24 @@ def test_a_shell_reads_the_line_as_it_is_meant() -> None:
 def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(UsageError, match="not possible"):
         command_line(name, [])
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        # Redis 7.0, then what came after it, for a command, a key and a channel; then inside of scripts.
+        "this user has no permissions to run the 'xadd' command",
+        "User shop has no permissions to run the 'xadd' command",
+        "this user has no permissions to access one of the keys used as arguments",
+        "No permissions to access a key",
+        "No permissions to access a channel",
+        "The user executing the script can't run this command or subcommand script: 0f, on @user_script:1.",
+        "ACL failure in script: No permissions to access a key script: on @user_script:1.",
+    ],
+)
+def test_a_refusal_names_its_mend(refusal: str) -> None:
+    assert mend(refusal, ["/shop", "/api"]).endswith("flaskbus acl agent /shop /api)")
+
+
+def test_another_error_has_none() -> None:
+    assert mend("OOM command not allowed when used memory > 'maxmemory'.", ["/shop"]) == ""

@@ -24,7 +24,9 @@ from flaskbus.signing import (
     opener,
     parse_keys,
     seals_of,
+    secret_fingerprint,
     signature_of,
+    worth_saying,
 )
 from tests.unit.test_wire import frames, requests, stored
 
@@ -247,3 +249,13 @@ class TestKeys:
             seals_of({"": ("1" * 64,)}, ["/a", "/b"])
         with pytest.raises(UsageError, match="no signing key for /b among those of /a"):
             seals_of({"/a": ("1" * 64,)}, ["/a", "/b"])
+
+
+def test_a_flood_of_refusals_fills_no_log() -> None:
+    assert [count for count in range(1, 1000) if worth_saying(count)] == [2**power for power in range(10)]
+
+
+def test_fingerprints_of_secrets() -> None:
+    assert secret_fingerprint("") == ""
+    assert secret_fingerprint(SECRET) != secret_fingerprint(SECRET[::-1])
+    assert secret_fingerprint(SECRET) not in SECRET
