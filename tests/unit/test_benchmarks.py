@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import wrk
@@ -77,6 +77,7 @@ class TestWrk:
         with pytest.raises(ValueError, match="wrk did not say"):
             wrk.parse("\n".join(each for each in GOOD.splitlines() if not each.startswith(line)))
 
+    @settings(deadline=None)
     @given(st.text())
     def test_anything_else_is_no_result(self, text: str) -> None:
         with pytest.raises(ValueError, match="wrk did not say"):
@@ -114,6 +115,7 @@ class TestStats:
         hundred = [float(number) for number in range(100, 0, -1)]
         assert [percentile(hundred, share) for share in (0, 0.5, 0.99, 1)] == [1, 50, 99, 100]
 
+    @settings(deadline=None)
     @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
     def test_enough_are_not_above_a_percentile(self, some: list[float], share: float) -> None:
         limit = percentile(some, share)
