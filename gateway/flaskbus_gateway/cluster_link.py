@@ -204,6 +204,11 @@ class ClusterLink:
         serving = self._topology.primaries
         return bool(serving) and all(map(self._answers, serving))
 
+    @property
+    def incarnation(self) -> str:
+        """As the nodes say it; see :class:`~flaskbus_gateway.link.Link`."""
+        return ",".join(sorted(self._links[node].incarnation for node in self._topology.primaries))
+
     def _settle(self) -> None:
         """A connection was made or lost, or something moved: is all of the cluster there?"""
         for link in self._links.values():

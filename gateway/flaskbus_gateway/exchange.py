@@ -52,6 +52,7 @@ class Exchange:
         "_waiter",
         "adrift",
         "agent",
+        "doubtful",
         "earlier_runs",
         "ended",
         "entry_id",
@@ -80,6 +81,8 @@ class Exchange:
         """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
         self.earlier_runs = 0
         """How many attempts before this one may have run."""
+        self.doubtful = False
+        """Whether the broker was started anew since it was sent: what it says now may be what it knew before."""
         self.record = (state.keys.idempotent(request.idempotency),) if request.idempotency else ()
         """The key of the record of its Idempotency-Key, for the scripts that take one."""
         seal = state.seal.frames(request.id, request.idempotency) if state.seal else None
@@ -186,7 +189,7 @@ class Exchange:
             return await self._head()
         except errors.NotExecuted as error:
             # True of this attempt, which may not be the first.
-            if self.earlier_runs:
+            if self.earlier_runs or self.doubtful:
                 error.executed = "unknown"
             raise
 

@@ -63,6 +63,10 @@ class Link(Protocol):
     up: asyncio.Event
     refused: StartError | None
 
+    @property
+    def incarnation(self) -> str:
+        """Changes when the broker was started anew, or another took its place; as far as it may be asked."""
+
     def start(self) -> None:
         """Connect, and go on doing so whenever the connection is lost."""
 
@@ -109,6 +113,7 @@ class NodeLink(asyncio.Protocol):
         self.on_error = on_error
         self.up = asyncio.Event()
         self.refused: StartError | None = None
+        self.incarnation = ""
         self.called = mask(url)
         """How people are told of it."""
         self.node = address.nodes[0]
@@ -220,7 +225,9 @@ class NodeLink(asyncio.Protocol):
         if role is not None and role.exception() is None and role.result()[0] != b"master":
             raise LinkDown(f"{self.node[0]}:{self.node[1]} is not the master any more")
         if info.exception() is None:  # if we may not ask, it is the administrator's word
-            verdict(parse_info(info.result()), self.url)
+            told = parse_info(info.result())
+            verdict(told, self.url)
+            self.incarnation = told.get("run_id", "")
 
     def _judge(self, answer: object) -> None:
         if isinstance(answer, LinkError):

@@ -59,6 +59,7 @@ class Switchboard:
         self.keys = Keys(settings.namespace)
         self.max_frame = wire.max_frame(settings.reply_limit)
         self.exchanges: dict[str, Exchange] = {}
+        self._incarnation = ""
         self._serial = 0
         self._prefix = stem(self.process)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -208,6 +209,10 @@ class Switchboard:
                 exchange.ring(ring.frame)
 
     def _link_is_up(self) -> None:
+        if self.link.incarnation != self._incarnation:
+            self._incarnation = self.link.incarnation
+            for exchange in self.exchanges.values():
+                exchange.doubtful = exchange.adrift or exchange.entry_id is not None
         for state in self.directory.states.values():
             self.spawn(self.reaper.look_for_ghosts(state, self.process, self.exchanges.get))
         self._collect()

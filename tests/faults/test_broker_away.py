@@ -14,7 +14,7 @@ import pytest
 
 from flaskbus.testing import running_bus
 from tests.faults.mortal import MortalBroker
-from tests.integration.test_promises import at_rest, eventually, problem
+from tests.integration.test_promises import SHOP, M, at_rest, eventually, known, problem
 
 
 @pytest.fixture
@@ -70,3 +70,18 @@ def test_requests_that_waited_are_served_after_its_return(mortal: MortalBroker) 
                 response = answer.result()
                 assert response.text == str(n) or problem(response)["executed"] == "no"
             assert eventually(lambda: httpx.get(f"{url}/after", timeout=30).text) == "after"
+
+
+def test_what_a_restarted_broker_says_is_not_sworn_to(mortal: MortalBroker) -> None:
+    """It may have lost its last writes, and with them that an agent had the request."""
+    known(mortal.broker)
+    with ThreadPoolExecutor(1) as pool, running_bus(mortal.broker.url, hold=4.0) as bus:
+        bus.await_route(SHOP)
+        answer = pool.submit(httpx.get, f"{bus.url}/shop/x", timeout=30)
+        with mortal.broker.client() as client:
+            eventually(lambda: client.xlen(M.requests) == 1)
+        mortal.kill()
+        mortal.revive()
+        response = answer.result()
+        assert (response.status_code, problem(response)["executed"]) == (503, "unknown")
+        at_rest(mortal.broker)
