@@ -229,6 +229,39 @@ class TestBothSign:
             client.delete(M.dead)
 
 
+class TestKeptAnswers:
+    def test_a_stranger_keeps_no_answer_for_a_key(self, broker: Broker, shop: Shop) -> None:
+        with (
+            bus_of(broker, signing_secret=SECRET) as bus,
+            bus.mount(shop.app, "/shop", signing_key=KEY, idempotency_keys=True) as url,
+        ):
+
+            def buy(key: str) -> httpx.Response:
+                return httpx.post(
+                    f"{url}/buy", headers={"Idempotency-Key": key, "Authorization": "me"}, timeout=20
+                )
+
+            first = eventually(lambda: (answer := buy("one")).status_code == 200 and answer)
+            assert first.text == "sold"
+            with broker.client() as client:
+                (record,) = eventually(lambda: list(client.scan_iter(M.idempotent("*"))))
+                assert buy("one").headers["idempotency-replayed"] == "true"
+                assert buy("two").text == "sold"
+                (other,) = [key for key in client.scan_iter(M.idempotent("*")) if key != record]
+                kept: Any = client.hgetall(record)
+                forged = wire.encode_frame(Reply(1, 0, 200, (), b"forged"))
+                elsewhere: Any = client.hmget(other, "id", "reply")
+                for request_id, reply in ((kept[b"id"], forged), tuple(elsewhere)):
+                    client.hset(record, mapping={"id": request_id, "reply": reply})
+                    answer = problem(buy("one"))
+                    assert (answer["status"], answer["detail"]) == (409, "it is not signed as it should be")
+                client.hset(record, mapping=kept)
+            assert buy("one").text == "sold"
+            assert len(shop.sold) == 2
+            with broker.client() as client:
+                client.delete(record, other)
+
+
 def dead_letter(broker: Broker) -> str:
     """Why the newest was given up; the letters are removed."""
     with broker.client() as client:
