@@ -17,7 +17,10 @@ A, B, C = ("10.0.0.1", 7000), ("10.0.0.2", 7001), ("10.0.0.3", 7002)
 @pytest.mark.parametrize(
     ("key", "slot"),
     # CLUSTER KEYSLOT of both engines says so.
-    [("foo", 12182), ("bar", 5061), ("{foo}bar", 12182), ("a{}b", 13694), ("{", 4092), ("{foo", 13308), (b"\xff", 7920)],
+    [
+        ("foo", 12182), ("bar", 5061), ("{foo}bar", 12182), ("a{}b", 13694), ("{", 4092), ("{foo", 13308),
+        ("x{y}z}", 12222), (b"\xff", 7920),
+    ],
 )  # fmt: skip
 def test_slots(key: str | bytes, slot: int) -> None:
     assert slot_of(key) == slot
