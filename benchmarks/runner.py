@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import redis
+
 from benchmarks import measure, wrk
 from benchmarks.model import Deployment, Figure, Gap, Sample, Skip, Wrong
 from benchmarks.processes import Children, StartFailed
@@ -23,6 +25,16 @@ from benchmarks.works.base import Scale, Work
 from flaskbus.guard import Guard
 
 _WARM_UP = 1.0
+_FAILURES = (
+    Wrong,
+    StartFailed,
+    OSError,
+    EOFError,
+    ValueError,
+    subprocess.CalledProcessError,
+    redis.RedisError,
+)
+"""Of one run, which the others go on without; a connection that ends early is an EOFError."""
 
 
 @dataclass
@@ -148,7 +160,7 @@ class Bench:
         except Skip as reason:
             self._miss(work, variant, system, str(reason))
             return
-        except (Wrong, StartFailed, OSError, ValueError, subprocess.CalledProcessError) as error:
+        except _FAILURES as error:
             self._miss(work, variant, system, f"failed: {error or repr(error)}")
             return
         self.say(

@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import wrk
-from benchmarks.apps import MOUNTS, app, mounted, payload
+from benchmarks import measure, wrk
+from benchmarks.apps import CHUNK, MOUNTS, app, mounted, payload
 from benchmarks.client import Connection, arrivals, mixed
 from benchmarks.inprocess import rate
-from benchmarks.model import CPU, ERRORS, P50, THROUGHPUT, Deployment, Gap, Metric, Sample, Wrong
+from benchmarks.model import CPU, ERRORS, P50, THROUGHPUT, Deployment, Gap, Metric, Sample, Skip, Wrong
 from benchmarks.report import as_json, markdown, number, table, target_table
 from benchmarks.runner import Results, groups, shown, turns
 from benchmarks.stats import percentile, ratio, summarize, values
 from benchmarks.systems import SYSTEMS
 from benchmarks.systems.nginx import configuration
 from benchmarks.targets import TARGETS
+from benchmarks.transfer import download, upload
 from benchmarks.works import WORKS
 from benchmarks.works.base import Scale, check, expected
 from benchmarks.works.throughput import HELLO
@@ -362,6 +366,58 @@ class TestClient:
             return str(wrong.value)
 
         assert asyncio.run(ask()) == "GET /hello: 200 b'other', which is not what the app answers"
+
+
+async def _take_or_refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Uploads: 413 at once. Downloads: 64 KiB too little of what is asked for, or other bytes at the end."""
+    head = (await reader.readuntil(b"\r\n\r\n")).split()
+    if head[0] == b"POST":
+        writer.write(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\n{}")
+    else:
+        size = int(head[1].rpartition(b"/")[2])
+        body = payload(CHUNK) if size == 2 * CHUNK else bytes(size)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body)
+    await writer.drain()
+    writer.close()
+
+
+class TestTransfer:
+    @staticmethod
+    def meet(move: Callable[[int, int], float], size: int) -> float:
+        async def both() -> float:
+            async with await asyncio.start_server(_take_or_refuse, "127.0.0.1", 0) as server:
+                return await asyncio.to_thread(move, server.sockets[0].getsockname()[1], size)
+
+        return asyncio.run(both())
+
+    def test_a_refused_upload_is_no_failure(self) -> None:
+        with pytest.raises(Skip, match=r"^answered 413: "):
+            self.meet(upload, 1 << 20)
+
+    def test_a_short_download_is_no_figure(self) -> None:
+        with pytest.raises(Wrong, match=r"^download: 65536 bytes are missing$"):
+            self.meet(download, 2 * CHUNK)
+
+    def test_other_bytes_are_no_figure(self) -> None:
+        with pytest.raises(Wrong, match=r"^download: the last bytes are not the app's$"):
+            self.meet(download, CHUNK)
+
+
+class TestMeasure:
+    def test_a_family(self) -> None:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+            assert set(measure.family([os.getpid()])) >= {os.getpid(), child.pid}
+            assert measure.family([child.pid]) == [child.pid]
+            assert 0 < measure.pss([child.pid]) <= measure.rss([child.pid])
+        assert measure.rss([child.pid]) == 0
+
+    def test_how_busy(self) -> None:
+        assert 0 <= measure.busy(0.05) <= 1
+
+    def test_what_the_broker_used_meanwhile(self) -> None:
+        before = measure.BrokerUse(1.0, Counter(xadd=5, ping=1), 10.0)
+        used = measure.BrokerUse(1.5, Counter(xadd=9, ping=1), 12.0) - before
+        assert (used.cpu, used.calls, used.at) == (0.5, Counter(xadd=4), 2.0)
 
 
 class TestCommandLine:
