@@ -97,9 +97,11 @@ class Worker(ASGIWorker):
             "ssl_shutdown_timeout": LINGER if tls else None,
         }
         for listener in self._listening():
-            self.servers.append(
-                await self.loop.create_server(lambda: Connection(self), sock=listener, **self._tls)
+            # A loop listens again, by itself with 100: in a rush the others would wait for their next try.
+            server = await self.loop.create_server(
+                lambda: Connection(self), sock=listener, backlog=self.cfg.backlog, **self._tls
             )
+            self.servers.append(server)
         tick = min(TICK, *(span / 2 for span in (self.heading.span, self.idle.span) if span))
         while not self.stopping and self.ppid == os.getppid():
             await self._tick(tick)
