@@ -154,12 +154,11 @@ def test_a_queue_that_is_too_old(broker: Broker, gate: Gate, pool: ThreadPoolExe
         eventually(lambda: gate.calls)
 
         def refusal() -> httpx.Response | None:
-            newcomer = pool.submit(httpx.get, f"{url}/wait/more", timeout=30)
-            waiting.append(newcomer)
-            time.sleep(0.1)
-            return newcomer.result() if newcomer.done() else None
+            waiting.append(pool.submit(httpx.get, f"{url}/wait/more", timeout=30))
+            time.sleep(0.2)
+            return next((answer.result() for answer in waiting if answer.done()), None)
 
-        refused = eventually(refusal)
+        refused = eventually(refusal)  # nobody else is answered yet
         assert problem(refused)["type"].endswith("queue-full")
         assert "0.5 s are allowed" in refused.json()["detail"]
         assert 1 <= int(refused.headers["retry-after"]) <= 30
