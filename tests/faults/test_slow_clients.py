@@ -34,14 +34,11 @@ HEADER, KEEPALIVE, BODY, IDLE = 2.0, 2.5, 3.0, 3.0
 TICK = 1.0
 """Seconds between two looks at the deadlines."""
 
-SLACK = 6.0
+SLACK = 10.0
 """Seconds that a busy machine may add."""
 
 LIMIT = 30.0
 """Seconds after which a connection counts as never closed."""
-
-RAMP = 0.003
-"""Seconds between two of them that connect: the kernel's own backlog is not what is tested."""
 
 PACE = 0.25
 """Seconds between two bytes of one that drips."""
@@ -121,11 +118,8 @@ class Attackers:
         self.kinds = [*itertools.islice(itertools.cycle(talking), count - len(unread)), *unread]
 
     async def run(self) -> list[Ended]:
-        ended = []
-        for kind in self.kinds:
-            ended.append(asyncio.create_task(self._one(kind)))
-            await asyncio.sleep(RAMP)
-        return await asyncio.gather(*ended)
+        # All at once: whom the backlog does not hold would be reset, or come again a second later.
+        return await asyncio.gather(*map(self._one, self.kinds))
 
     async def _one(self, kind: Kind) -> Ended:
         try:
@@ -266,7 +260,8 @@ def test_no_byte_swallows_the_deadline_of_a_body() -> None:
         asyncio.run(read())
 
 
-@pytest.mark.parametrize("count", [90, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [90, 1000])
 def test_slow_clients_are_closed_and_others_are_served(fleet: Fleet, count: int) -> None:
     gateway, url = fleet.gateway(
         "--header-timeout", f"{HEADER}", "--keepalive", f"{KEEPALIVE}", "--body-timeout", f"{BODY}",
