@@ -178,7 +178,7 @@ def test_the_wrong_kind_of_server(tmp_path: Path) -> None:
     with ExitStack() as stack:
         alone = data_server(tmp_path / "alone")
         stack.callback(alone.stop)
-        node = data_server(tmp_path / "node", "--cluster-enabled", "yes")
+        node = data_server(tmp_path / "node", "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
         stack.callback(node.stop)
         replica = data_server(tmp_path / "replica", "--replicaof", f"127.0.0.1 {alone.port}")
         stack.callback(replica.stop)
