@@ -44,7 +44,7 @@ def _chosen(known: Sequence[str], given: Sequence[str], what: str) -> list[str]:
 @click.option(
     "--rounds", type=click.IntRange(1), help="How often everything is done; some works less. [default: 5]"
 )
-@click.option("--seconds", type=click.FloatRange(1), help="How long a run is; some are shorter. [default: 5]")
+@click.option("--seconds", type=click.FloatRange(1), help="How long a run is; some are shorter. [default: 4]")
 @click.option(
     "--quick", is_flag=True, help="A look: rounds of 1 second, 2 of hello and 1 of the rest, smaller sizes."
 )
@@ -96,7 +96,7 @@ def bench(
             _say(f"{work.name}: {work.title}")
     if show:
         return
-    default = (2, 1.0) if quick else (5, 5.0)
+    default = (2, 1.0) if quick else (5, 4.0)
     scale = Scale(rounds or default[0], seconds or default[1], quick, Deployment(processes, threads))
     code = _run(
         [work for work in works if not lacks[work.name]],

@@ -71,7 +71,7 @@ def busy(seconds: float = 1.0) -> float:
     return 1 - (idler - idle) / max(1, later - total)
 
 
-def settle(running: Running, patience: float = 20.0) -> None:
+def settle(running: Running, patience: float = 60.0) -> None:
     """Until it uses next to no CPU: the first answer says that one of its processes is there, and not that all are."""
     deadline = time.monotonic() + patience
     before = cpu(running)

@@ -21,7 +21,7 @@ class Scale:
     """How much is done. ``quick`` is for a look: sizes and levels shrink too."""
 
     rounds: int = 5
-    seconds: float = 5.0
+    seconds: float = 4.0
     quick: bool = False
     deployment: Deployment = field(default_factory=Deployment)
 

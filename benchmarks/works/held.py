@@ -35,7 +35,7 @@ class Held(Work):
     main = PER_REQUEST
 
     def rounds(self, scale: Scale) -> int:
-        return 1 if scale.quick else min(2, scale.rounds)
+        return 1
 
     def variants(self, scale: Scale) -> Sequence[str]:
         return ("100 to 2,000",) if scale.quick else ("100 to 10,000",)

@@ -91,7 +91,7 @@ class ManyEvents(Work):
     main = OPEN
 
     def rounds(self, scale: Scale) -> int:
-        return 1 if scale.quick else min(2, scale.rounds)
+        return 1
 
     def variants(self, scale: Scale) -> Sequence[str]:
         return ("500",)
