@@ -11,21 +11,16 @@ import pytest
 from flaskbus import wire
 from flaskbus.keys import GROUP
 from flaskbus.messages import NOT_RUN, Failure, Frame, Reply, Request
-from tests.conftest import Broker
+from tests.conftest import Broker, start_broker, stop_broker
 from tests.contract.behaviours import Behaviours, M, Site
 from tests.contract.neighbours import encode_request_1
 from tests.integration.fleet import eventually
 from tests.integration.test_promises import problem
 
 OURS = 2
-PAIRS = [
-    (OURS, OURS),
-    (1, OURS),
-    (OURS, 1),
-    (3, OURS),
-    (OURS, 3),
-    pytest.param((1, 1), marks=pytest.mark.slow),
-]
+UPGRADES = [(1, OURS), (OURS, 1)]
+OTHERS = [(OURS, OURS), (3, OURS), (OURS, 3), (1, 1)]
+PAIRS = [*UPGRADES, *(pytest.param(pair, marks=pytest.mark.slow) for pair in OTHERS)]
 
 
 def command(module: str, version: int) -> tuple[str, ...]:
@@ -44,11 +39,12 @@ def site_of(broker: Broker, tmp_path_factory: pytest.TempPathFactory, gateway: i
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"gateway-{pair[0]}-agent-{pair[1]}")
-def site(
-    request: pytest.FixtureRequest, broker_server: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    with site_of(broker_server, tmp_path_factory, *request.param).running() as site:
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    # With a broker of its own: it lives on while other tests run.
+    broker = start_broker("valkey", tmp_path_factory.mktemp("broker"))
+    with site_of(broker, tmp_path_factory, *request.param).running() as site:
         yield site
+    stop_broker(broker)
 
 
 class TestNeighbours(Behaviours):
