@@ -42,6 +42,8 @@ class _Read:
         self.id = 0
         self.since = 0.0
         """When it was sent (monotonic seconds); 0 while nothing is read."""
+        self.found_nothing = False
+        """Whether the last read ended without an entry, so that it only has to be sent again."""
         self.lame = False
         """Whether its node does not answer, so that it is not tried."""
         self.connection: Any = None
@@ -137,7 +139,8 @@ class ClusterReader(Reader):
             raise
 
     def waits_for(self, stream: bytes) -> bool:
-        return bool(self._read(stream).since)
+        read = self._read(stream)
+        return bool(read.since) or read.found_nothing
 
     def wait(self, streams: Sequence[bytes], count: int) -> Any:
         if self._back:
@@ -186,8 +189,11 @@ class ClusterReader(Reader):
 
     def _collect(self, read: _Read, count: int) -> Any:
         """What a read brought; where its slot is on its way to another node, it is sent there."""
+        read.found_nothing = False
         try:
-            return read.answer()
+            entries = read.answer()
+            read.found_nothing = entries is None
+            return entries
         except MovedError as error:
             self._map.moved(error.slot_id, read.elsewhere(error))
         except AskError as error:
@@ -217,6 +223,7 @@ class ClusterReader(Reader):
                     self._may_unblock = False
                     if not last:
                         continue
+                read.found_nothing = False
                 with suppress(redis.exceptions.ResponseError):  # then nothing was delivered
                     entries += read.answer() or ()
             except Unavailable as error:
