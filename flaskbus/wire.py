@@ -55,7 +55,9 @@ def _unpack(data: bytes, max_size: int, *, max_array: int = -1) -> Any:
     if size > max_size:
         raise WireError(f"{size} bytes where at most {max_size} are allowed")
     try:
-        return msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0, max_array_len=max_array)
+        return msgpack.unpackb(
+            data, raw=False, use_list=True, max_ext_len=0, max_map_len=0, max_array_len=max_array
+        )
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise WireError(f"not msgpack of ours: {error or type(error).__name__}") from None
 
