@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,8 @@ MOUNT = Mount.parse("/soak")
 KEYS = Keys()
 M = KEYS.of(MOUNT.key)
 LEASE = 2.0
+CALM = 0.5
+"""Seconds without anything left after which it is taken for rest."""
 REPOSITORY = Path(flaskbus.__file__).parent.parent
 
 
@@ -245,24 +247,32 @@ class Site:
         client: Any = self.registry.client
         return {key.decode() for key in client.scan_iter("*")}
 
-    def left(self) -> dict[str, Any]:
-        """What is left of requests and of processes that are no more; empty at rest."""
+    def left(self, baseline: Collection[str]) -> dict[str, Any]:
+        """What is left of requests and of processes that are no more, and keys that were not there before."""
         client: Any = self.registry.client
         groups = client.xinfo_groups(M.requests)
         found: dict[str, Any] = {
             "entries": client.xlen(M.requests),
             "pending": sum(group["pending"] for group in groups),
-            "lists": sorted(key for key in self.keys() if ":reply:" in key or ":inbound:" in key),
+            "keys": sorted(self.keys().difference(baseline)),
             "agents": client.hlen(M.agents) - self.workers * len(self.agents),
             "consumers": len(client.xinfo_consumers(M.requests, GROUP)) - self.workers * len(self.agents),
             "gateways": client.hlen(KEYS.gateways) - self.workers * len(self.gateways),
         }
         return {name: value for name, value in found.items() if value}
 
-    def await_rest(self, seconds: float = 30.0) -> dict[str, Any]:
-        """What is still left after so long, and nothing if all is well."""
+    def await_rest(self, baseline: Collection[str], seconds: float = 30.0) -> dict[str, Any]:
+        """What is still left after so long, and nothing once there was nothing for a while.
+
+        At first a request may still be on its way whose client left.
+        """
         end = time.monotonic() + seconds
-        while (left := self.left()) and time.monotonic() < end:
+        calm = time.monotonic() + CALM
+        while time.monotonic() < end:
+            if left := self.left(baseline):
+                calm = time.monotonic() + CALM
+            elif time.monotonic() > calm:
+                return {}
             time.sleep(0.05)
         return left
 

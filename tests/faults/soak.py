@@ -143,9 +143,7 @@ class Soak:
         """Stop the load, wait until all is at rest, and judge."""
         self.load.stop()
         self._running.result(60.0)
-        left = self.site.await_rest()
-        if new := self.site.keys() - self.baseline - set(left.get("lists", ())):
-            left["keys"] = sorted(new)
+        left = self.site.await_rest(self.baseline)
         if self.load.stray:
             left["bytes that nobody asked for"] = self.load.stray
         runs = parse_ledger(self.site.ledger.read_text())

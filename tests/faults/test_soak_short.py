@@ -19,20 +19,13 @@ def soaked(directory: Path, *faults: str) -> Report:
             soak.round(fault)
         report = soak.finish()
     assert not report.total.tally.bad, report.table()
-    assert not report.left, report.table()
+    assert not report.left
     return report
 
 
-def test_without_a_fault_every_request_is_answered(tmp_path: Path) -> None:
-    report = soaked(tmp_path, "none")
-    counts = report.total.tally.counts
-    assert counts[Verdict.OK] > 50
-    assert set(counts) <= {Verdict.OK, Verdict.LEFT}
-
-
-def test_processes_are_killed(tmp_path: Path) -> None:
-    report = soaked(tmp_path, "kill-agent-worker", "kill-gateway-worker", "kill-agent")
-    assert report.killed >= 3
+def test_some_faults(tmp_path: Path) -> None:
+    report = soaked(tmp_path, "none", "kill-agent-worker", "kill-gateway-worker")
+    assert report.killed == 2
     assert report.total.tally.counts[Verdict.OK] > 50
 
 
@@ -43,4 +36,7 @@ def test_each_fault(fault: str, tmp_path: Path) -> None:
     if fault in NEEDS_HOST and not available():
         pytest.skip("network namespaces can only be made by root, with iproute2")
     report = soaked(tmp_path, fault, fault)
-    assert report.total.tally.counts[Verdict.OK] > 50
+    counts = report.total.tally.counts
+    assert counts[Verdict.OK] > 50
+    if fault == "none":
+        assert set(counts) <= {Verdict.OK, Verdict.LEFT}, "what is told without a fault is nobody's fault"
