@@ -41,14 +41,18 @@ class Scene:
 
     def kill(self, pids: list[int]) -> None:
         now = time.monotonic()
-        for number, gateway in enumerate(self.site.gateways):
-            if set(pids) & {gateway.pid, *gateway.workers()}:
-                self.hurt.append((number, now, now + GRACE))
+        hurt = [
+            number
+            for number, gateway in enumerate(self.site.gateways)
+            if set(pids) & {gateway.pid, *gateway.workers()}
+        ]
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, KILL)
                 self.killed += 1
         eventually(lambda: not alive(pids), "they are dead")
+        # On a busy machine a process may take long to die.
+        self.hurt += [(number, now, time.monotonic() + GRACE) for number in hurt]
 
     def lame(self, service: Service, since: float) -> None:
         """The workers of a gateway go down with it, some time later."""
