@@ -241,7 +241,8 @@ WHEN = {
     "`idempotency_limit`, broke off, or began a session.",
     "key-reused": "This key came before, with another body. See [the guide](../howto/idempotency.md).",
     "unsupported-upgrade": "Reserved: WebSocket upgrades are refused by the server with 403 today.",
-    "queue-full": "`queue_limit` requests wait for this mount, they would wait longer than `queue_age`, or `open_limit` is reached.",
+    "queue-full": "`queue_limit` requests wait for this mount, or would wait longer than `queue_age`, or `open_limit` "
+    "is reached.",
     "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",
     "not-started": "Agents are there, but none had a free thread within `head_timeout`. Start another one.",
     "broker-unavailable": "The broker has been away for 5 s, or refused to take the request.",

@@ -82,10 +82,8 @@ class _Mark:
 class Queue:
     """What waits for one mount, and what this process has open there."""
 
-    coming: int = 0
-    """Requests of this process that were admitted and are not sent yet: their bodies are on their way."""
     open: int = 0
-    """Exchanges of this process, those that are coming among them."""
+    """Exchanges of this process, also those whose body is still on its way."""
     age: float = 0.0
     """How long the head of the queue had waited for agents that are there, at the last look (seconds)."""
     drain: float | None = None
@@ -111,13 +109,12 @@ class Queue:
     @property
     def waiting(self) -> int:
         """Requests that wait: as of the last look, and what this process sent or saw started since."""
-        return max(0, self._seen + self._sent - self._started - self._since - self._free) + self.coming
+        return max(0, self._seen + self._sent - self._started - self._since - self._free)
 
     def sent(self, exchange: object, now: float) -> None:
-        """The request of an exchange that was coming is on its way to the stream."""
+        """The request of an exchange is on its way to the stream."""
         if self.probe is None and not self._seen and self._sent - self._started < self.threads:
             self.probe, self._probed = exchange, now
-        self.coming -= 1
         self._sent += 1
 
     def started(self, exchange: object, took: float | None) -> None:
@@ -211,11 +208,26 @@ class Admission:
     def admit(self, queue: Queue, name: str, size: int, now: float) -> None:
         """Take a request of ``size`` bytes (as far as it says) for the mount ``name``, or refuse it.
 
-        What was taken is either sent and closed, or cancelled. Raises :class:`~flaskbus.errors.QueueFull` or
+        What was taken has to be closed. Raises :class:`~flaskbus.errors.QueueFull` or
         :class:`~flaskbus.errors.BrokerFull`.
         """
         if self.room <= 0:
             raise errors.BrokerFull("the broker's memory is nearly full", retry_after=5)
+        self.check(queue, name, now)
+        if queue.open >= SHARE * (self.open_limit - self.open):
+            raise errors.QueueFull(
+                f"{self.open} exchanges are open in this gateway, {queue.open} of them with {name}",
+                retry_after=1,
+            )
+        self.room -= size
+        self.open += 1
+        queue.open += 1
+
+    def check(self, queue: Queue, name: str, now: float) -> None:
+        """Whether the queue has room; asked again when a body has come, which does not wait there before.
+
+        Slow bodies would close the queue else, and all that came at a time would get past its limit.
+        """
         waiting = queue.waiting
         if waiting >= self.queue_limit:
             raise errors.QueueFull(
@@ -227,23 +239,9 @@ class Admission:
                 f"requests wait {max(queue.age, queue.wait):.1f} s for {name}; {self.queue_age:g} s are allowed",
                 retry_after=queue.retry_after(),
             )
-        if queue.open >= SHARE * (self.open_limit - self.open):
-            raise errors.QueueFull(
-                f"{self.open} exchanges are open in this gateway, {queue.open} of them with {name}",
-                retry_after=1,
-            )
-        self.room -= size
-        self.open += 1
-        queue.open += 1
-        queue.coming += 1
-
-    def cancel(self, queue: Queue) -> None:
-        """A request that was admitted is not sent: its body did not come."""
-        queue.coming -= 1
-        self.close(queue)
 
     def close(self, queue: Queue) -> None:
-        """An exchange that was admitted has ended."""
+        """An exchange that was admitted has ended, or its body did not come."""
         self.open -= 1
         queue.open -= 1
 

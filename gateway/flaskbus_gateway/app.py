@@ -181,8 +181,9 @@ class Gateway:
         if has_body(scope, incoming):
             try:
                 body = await self._read_body(incoming, receive)
+                board.admission.check(state.queue, mount.name, board.now())
             except BaseException:
-                board.admission.cancel(state.queue)
+                board.admission.close(state.queue)
                 raise
         return state, Request(
             id=board.next_id(),

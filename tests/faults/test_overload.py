@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import flask
@@ -22,7 +22,7 @@ from tests.conftest import Broker
 from tests.faults.flood import Flood, flood
 from tests.faults.overload_report import APP
 from tests.integration.fleet import Fleet, Program, eventually
-from tests.integration.test_promises import Gate, at_rest, problem
+from tests.integration.test_promises import Gate, at_rest, counts, problem
 
 THREADS = 4
 WORK = 0.1
@@ -134,16 +134,32 @@ def test_one_mount_does_not_take_all_that_a_gateway_keeps_open(
         at_rest(broker)
 
 
-def test_bodies_that_are_still_coming_count(broker: Broker, gate: Gate) -> None:
-    with running_bus(broker.url, queue_limit=2) as bus, bus.mount(gate.app, "/shop") as url:
+def test_bodies_that_are_still_coming_close_no_queue(
+    broker: Broker, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    """But they do not get past its limit: when one has come, there must be room for it."""
+    with running_bus(broker.url, queue_limit=2) as bus, bus.mount(gate.app, "/shop", threads=1) as url:
         host, _, port = bus.url.removeprefix("http://").partition(":")
-        head = b"POST /shop/wait/a HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf"
-        with closing(socket.create_connection((host, int(port)))) as one:
-            with closing(socket.create_connection((host, int(port)))) as two:
-                one.sendall(head)
-                two.sendall(head)
-                eventually(lambda: httpx.get(f"{url}/fast").status_code == 503)
-        eventually(lambda: httpx.get(f"{url}/fast").status_code == 200)
+        head = b"POST /shop/wait/late HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf"
+        with ExitStack() as stack:
+            slow = [
+                stack.enter_context(closing(socket.create_connection((host, int(port))))) for _ in range(5)
+            ]
+            for client in slow:
+                client.sendall(head)
+            assert httpx.get(f"{url}/fast").status_code == 200
+            running = pool.submit(httpx.get, f"{url}/wait/1", timeout=30)
+            eventually(lambda: gate.calls == ["1"])
+            waiting = [pool.submit(httpx.get, f"{url}/wait/{number}", timeout=30) for number in (2, 3)]
+            eventually(lambda: counts(broker)[0] == 3)
+            slow[0].sendall(b"rest")
+            answer = slow[0].recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"executed": "no"' in answer
+            gate.open.set()
+            assert {one.result().status_code for one in (running, *waiting)} == {200}
+            slow[1].sendall(b"rest")
+            assert slow[1].recv(65536).startswith(b"HTTP/1.1 200 ")
         at_rest(broker)
 
 
