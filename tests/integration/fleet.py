@@ -242,7 +242,10 @@ class Load:
             while not self._done.is_set():
                 serial += 1
                 seen = self._request(
-                    client, f"{self.prefix}{number}-{serial}", self.methods[serial % len(self.methods)], number
+                    client,
+                    f"{self.prefix}{number}-{serial}",
+                    self.methods[serial % len(self.methods)],
+                    number,
                 )
                 with self._lock:
                     self.seen.append(seen)
