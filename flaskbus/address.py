@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from flaskbus.errors import UsageError
 
@@ -93,32 +93,39 @@ def parse_url(url: str) -> Address:
         raise UsageError(f"the broker's URL {mask(url)} is not valid: {error}") from None
 
 
+_URL = re.compile(
+    r"(?P<scheme>[^:/?#]+):(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?"
+)
+"""RFC 3986, appendix B. Of several hosts, newer versions of urllib.parse let none but the first stand in brackets."""
+
+
 def _parse(url: str) -> Address:
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
+    parts = _URL.fullmatch(url)
+    scheme = parts["scheme"].lower() if parts else ""
+    if parts is None or scheme not in _SCHEMES:
         raise ValueError(
             "it begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
             " (rediss+… for the last two over TLS)"
         )
-    kind, tls = _SCHEMES[parts.scheme]
-    options = _options(parts.query, kind, tls)
-    login, _, hosts = parts.netloc.rpartition("@")
+    kind, tls = _SCHEMES[scheme]
+    options = _options(parts["query"] or "", kind, tls)
+    login, _, hosts = (parts["authority"] or "").rpartition("@")
     username, _, password = login.partition(":")
-    is_socket = parts.scheme == "unix"
-    service, db = "", "" if is_socket else parts.path.strip("/")
+    is_socket = scheme == "unix"
+    service, db = "", "" if is_socket else parts["path"].strip("/")
     if kind == "sentinel":
         service, _, db = db.partition("/")
         if not service:
-            raise ValueError(f"it ends with the name of the service: {parts.scheme}://{hosts}/mymaster")
+            raise ValueError(f"it ends with the name of the service: {scheme}://{hosts}/mymaster")
     database = _database(options.get("db", db))
     if kind == "cluster" and database:
         raise ValueError("a cluster has no databases but 0")
-    if is_socket and not parts.path:
+    if is_socket and not parts["path"]:
         raise ValueError("it wants the path of the socket: unix:///run/redis/redis.sock")
     return Address(
         kind=kind,
         nodes=tuple(_node(host, _PORTS[kind]) for host in hosts.split(",")),
-        path=unquote(parts.path) if is_socket else "",
+        path=unquote(parts["path"]) if is_socket else "",
         db=database,
         username=options.get("username", unquote(username)),
         password=options.get("password", unquote(password)),
