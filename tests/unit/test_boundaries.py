@@ -160,6 +160,10 @@ def test_a_sequence_is_cut_between_records(
         ([("content-type", "text/event-stream")], True),
         ([("Content-Type", "Text/Event-Stream; charset=utf-8")], True),
         ([("content-type", "application/jsonl")], True),
+        (
+            [("x-powered-by", "us"), ("content-type", "application/jsonl"), ("cache-control", "no-store")],
+            True,
+        ),
         ([("content-type", "text/html")], False),
         ([], False),
         ([("content-type", "text/event-stream"), ("content-encoding", "gzip")], False),
