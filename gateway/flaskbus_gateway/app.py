@@ -307,8 +307,13 @@ class Gateway:
 
     async def _take_back(self, board: Switchboard, exchange: Exchange) -> None:
         """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield."""
-        while await exchange.withdraw() == "unreachable" and not board.link.up.is_set():
-            await board.link.up.wait()  # else its reply would lie there until its list expires
+        exchange.forget_request()
+        delay = 0.1
+        while await exchange.withdraw() == "unreachable":
+            # Else it would run for nobody, and its reply would lie there until its list expires.
+            await board.link.up.wait()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 5.0)
         if exchange.agent:
             board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
         board.close_exchange(exchange)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from flaskbus import errors
 from flaskbus.keys import GROUP
 from flaskbus.messages import NOT_RUN, Chunk, End, Failure, Frame, Head, Reply, Request
-from flaskbus_gateway.entries import encode, locate, refused
+from flaskbus_gateway.entries import encode, refused
 from flaskbus_gateway.idempotency import send_once
 from flaskbus_gateway.link import AnswerError, LinkDown, LinkError, LinkLost
 from flaskbus_gateway.replies import ReplyList
@@ -56,6 +56,7 @@ class Exchange:
         "earlier_runs",
         "ended",
         "entry_id",
+        "given_up",
         "gone",
         "has_head",
         "holding",
@@ -79,6 +80,8 @@ class Exchange:
         self.holding = False
         self.adrift = False
         """Whether the answer to the XADD was lost, and it is not known yet if the broker has the request."""
+        self.given_up = False
+        """Whether nobody waits for its reply any more, and it is to be taken back."""
         self.earlier_runs = 0
         """How many attempts before this one may have run."""
         self.doubtful = False
@@ -116,6 +119,13 @@ class Exchange:
 
     async def send(self) -> None:
         """Put the request on the stream of its mount."""
+        try:
+            await self._send()
+        except errors.BusError:
+            self.ended = True  # it is not there: there is nothing to take back
+            raise
+
+    async def _send(self) -> None:
         # A stream without its group would take requests that nobody can read.
         entry = encode(self.request, self.state.seal)
         command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *entry)
@@ -143,7 +153,10 @@ class Exchange:
             # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
             if board.now() > deadline:
                 raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
-            await board.directory.fresh()
+            try:
+                await asyncio.wait_for(board.directory.fresh(), max(0.0, deadline - board.now()))
+            except TimeoutError:
+                raise errors.BrokerUnavailable("the mounts cannot be looked up", retry_after=1) from None
             if self.state.mount not in board.directory.states:
                 raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
 
@@ -152,19 +165,15 @@ class Exchange:
 
         Raises :class:`~flaskbus.errors.BusError` where it is not to be sent, and has no answer (yet).
         """
-        try:
-            sent = await send_once(
-                self._board.link,
-                self.state.keys,
-                self.request,
-                fields,
-                life=self.state.policy.ttl if self.state.policy else 0,
-                max_frame=self._board.max_frame,
-                seal=self.state.seal,
-            )
-        except errors.BusError:
-            self.ended = True  # there is nothing to take back
-            raise
+        sent = await send_once(
+            self._board.link,
+            self.state.keys,
+            self.request,
+            fields,
+            life=self.state.policy.ttl if self.state.policy else 0,
+            max_frame=self._board.max_frame,
+            seal=self.state.seal,
+        )
         if isinstance(sent, Reply):
             self.replies.frames.append(sent)
         else:
@@ -236,7 +245,7 @@ class Exchange:
             raise errors.DeadlineBeforeStart(
                 f"no agent of {name} ran the request within {waited:.1f} s: {reason}", retry_after=1
             )
-        self.ended, self.entry_id = False, None
+        self.ended, self.entry_id, self.adrift, self._failure = False, None, False, None
         self.replies.next_attempt()
         # Else its list would look as if an answer was on its way.
         self._board.link.tell("DEL", self.replies.key)
@@ -293,10 +302,12 @@ class Exchange:
 
     async def _locate(self) -> bytes | None:
         """The entry of a request whose XADD was not answered, or ``None`` where it is not in the stream."""
-        return (await locate(self._board.link, self.state.keys, {self.request.id})).get(self.request.id)
+        return await self._board.locator.find(self.state.keys, self.request.id)
 
     async def settle_adrift(self, entry_id: bytes | None) -> None:
         """The stream was looked at: the request has this entry, or none."""
+        if not self.adrift:
+            return  # that was settled meanwhile
         self.entry_id, self.adrift = entry_id, entry_id is None
         if self.adrift and not await self.has_news():
             self.fail(errors.AgentLost("the connection to the broker broke, and the request is not there"))
@@ -316,6 +327,11 @@ class Exchange:
         """The client is gone."""
         self.gone = True
         self._wake()
+
+    def forget_request(self) -> None:
+        """It is not sent again: what it holds may be large, and the broker long away."""
+        self.request = replace(self.request, headers=(), body=b"")
+        self.given_up = True
 
     def poke(self) -> None:
         """Let a held exchange look at its mount again."""

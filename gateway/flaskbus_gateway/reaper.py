@@ -73,7 +73,9 @@ class Reaper:
     async def _settle(self, exchange: Exchange, consumer: str) -> None:
         """Run it again if that is allowed, and end it if not."""
         request = exchange.request
-        if exchange.has_head or not (request.method in IDEMPOTENT or request.idempotency):
+        if exchange.given_up:
+            await exchange.withdraw()
+        elif exchange.has_head or not (request.method in IDEMPOTENT or request.idempotency):
             await self._end(exchange, f"the agent {consumer} died while it held the request")
         elif exchange.earlier_runs + 1 >= self.attempts:
             await self._bury(exchange, consumer)
@@ -112,14 +114,17 @@ class Reaper:
             keep=self.dead_body,
         )
         frame = wire.encode_frame(Failure(exchange.attempt, 0, "agent-lost", reason))
-        await self.link.script(
+        outcome = await self.link.script(
             "bury",
             [keys.requests, keys.dead, keys.reply(request.id), *exchange.record],
             [
                 GROUP, entry_id, consumer, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS, "", request.id, frame, *letter,
             ],
         )  # fmt: skip
-        exchange.fail(errors.AgentLost(f"the request was given up: {reason}"))
+        if outcome == b"done":
+            exchange.fail(errors.AgentLost(f"the request was given up: {reason}"))
+        else:
+            exchange.look()  # it was answered, or handed back, at the last moment
 
     async def _settle_strangers(self, state: MountState, entry_id: bytes) -> None:
         """Another gateway's: its own affair, unless that gateway is dead."""
@@ -192,7 +197,11 @@ class Reaper:
             missing = await self.link.script("vanished", [state.keys.requests], entry_ids)
             for place in missing:
                 exchange = known[place - 1]
-                if exchange.entry_id == entry_ids[place - 1] and not await exchange.has_news():
+                attempt = exchange.attempt
+                if exchange.entry_id != entry_ids[place - 1] or await exchange.has_news():
+                    continue
+                # While its list was looked at, an agent may have handed it back.
+                if exchange.attempt == attempt and exchange.entry_id == entry_ids[place - 1]:
                     exchange.fail(errors.AgentLost(exchange.distrust or "the broker lost the request"))
         except (LinkError, AnswerError):
             return  # the next round looks again

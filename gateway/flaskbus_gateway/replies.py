@@ -103,6 +103,7 @@ class ReplyList:
             elements: list[bytes] = await self._link.call("LRANGE", self.key, start, start + BATCH - 1)
         except (LinkError, AnswerError):
             return
+        self.dirty = self.dirty or bool(elements)
         if attempt != self.attempt:
             self._look_again = True  # it was another run's list
             return

@@ -25,6 +25,7 @@ from flaskbus_gateway.admission import Admission
 from flaskbus_gateway.cluster_link import link_to
 from flaskbus_gateway.directory import STALL, Directory, MountState
 from flaskbus_gateway.doorbell import DoorbellLink
+from flaskbus_gateway.entries import Locator
 from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.link import Answer, AnswerError, LinkError
 from flaskbus_gateway.peers import Peers, stem
@@ -87,6 +88,7 @@ class Switchboard:
             heartbeat=self._beat,
             seal=lambda key: make_seal(settings.signing_secret, settings.namespace, key),
         )
+        self.locator = Locator(self.link)
         self.reaper = Reaper(self.link, settings.attempts, settings.dead_body, self.peers.lives)
 
     # Life
@@ -178,8 +180,11 @@ class Switchboard:
             answer.add_done_callback(partial(self._collected, state, keys))
 
     def _collected(self, state: MountState, keys: list[str], answer: asyncio.Future[Answer]) -> None:
-        if not answer.cancelled() and isinstance(answer.exception(), LinkError):
-            self._garbage.setdefault(state, []).extend(keys)
+        if answer.cancelled() or (error := answer.exception()) is None:
+            return
+        self._garbage.setdefault(state, []).extend(keys)
+        if isinstance(error, AnswerError) and self._collecting is None:
+            self._collecting = self.loop.call_later(1.0, self._collect)  # a broker that takes no writes now
 
     async def link_up(self) -> None:
         """Wait for the broker, for a bounded time."""
@@ -212,7 +217,8 @@ class Switchboard:
         if self.link.incarnation != self._incarnation:
             self._incarnation = self.link.incarnation
             for exchange in self.exchanges.values():
-                exchange.doubtful = exchange.adrift or exchange.entry_id is not None
+                if exchange.adrift or exchange.entry_id is not None:
+                    exchange.doubtful = True
         for state in self.directory.states.values():
             self.spawn(self.reaper.look_for_ghosts(state, self.process, self.exchanges.get))
         self._collect()
