@@ -143,16 +143,19 @@ class Sentinels(Sentinel):
     def discover_master(self, service_name: str) -> Node:
         """Ask one sentinel after the other, first the one that knew it last time.
 
-        Raises :class:`Misconfigured` where all that answer do not know the service, and redis-py's
-        ``ConnectionError`` where none answers.
+        Raises :class:`Misconfigured` where all that answer do not know the service, or are no sentinels, and
+        redis-py's ``ConnectionError`` where none answers.
         """
-        answered = False
+        answered, mistake = False, ""
         trouble: Exception | None = None
         for sentinel in tuple(self.sentinels):
             try:
                 master = self._master(sentinel, service_name)
             except (*Unavailable, redis.exceptions.RedisError) as error:
                 trouble = error
+                if is_no_sentinel(str(error)):
+                    made_with = sentinel.connection_pool.connection_kwargs
+                    mistake = not_a_sentinel(self.address, (made_with["host"], made_with["port"]))
             else:
                 if master is not None:
                     return master
@@ -160,6 +163,8 @@ class Sentinels(Sentinel):
             self.doubt()
         if answered:
             raise Misconfigured(unknown_service(self.address))
+        if mistake:
+            raise Misconfigured(mistake)
         raise redis.exceptions.ConnectionError(no_sentinel(self.address, str(trouble))) from trouble
 
     def left(self, node: Node) -> bool:
@@ -197,6 +202,19 @@ def unknown_service(address: Address) -> str:
     return (
         f"the sentinels at {listed(address)} know no service {address.service!r}; "
         "SENTINEL MASTERS, asked of one of them, shows the names that they know"
+    )
+
+
+def is_no_sentinel(refusal: str) -> bool:
+    """Whether this is how a broker answers to SENTINEL, a command that it does not have."""
+    return "unknown command" in refusal.lower()
+
+
+def not_a_sentinel(address: Address, node: Node) -> str:
+    tls = "s" if address.tls else ""
+    return (
+        f"the server at {node[0]}:{node[1]} is a broker and no sentinel; say redis{tls}:// instead of "
+        f"redis{tls}+sentinel://, or the port of its sentinels (26379 as a rule)"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import redis
 
-from flaskbus.broker import connect, mask
+from flaskbus.broker import connect, mask, mistaken
 from flaskbus.client import BusClient
 from flaskbus.commands import DEFAULTS
 from flaskbus.config import DEFAULT, ConfigFile, Resolved, read_secrets, resolve
@@ -98,6 +98,8 @@ def broker_errors(url: str) -> Iterator[None]:
     except redis.exceptions.AuthenticationError as error:
         raise StartError(f"the broker at {mask(url)} refuses the user name or password: {error}") from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        if what := mistaken(error, url):
+            raise StartError(f"the broker at {mask(url)} cannot be used: {what}") from None
         raise StartError(f"the broker at {mask(url)} cannot be reached: {error}") from None
     except redis.exceptions.NoPermissionError as error:
         raise StartError(f"the broker at {mask(url)} does not allow its user this: {error}") from None

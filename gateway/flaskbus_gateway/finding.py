@@ -20,7 +20,15 @@ import hiredis
 from flaskbus.address import Address, Node
 from flaskbus.cluster import Topology, parse_slots
 from flaskbus.cluster_client import not_a_cluster
-from flaskbus.connections import LOOK, listed, no_sentinel, tls_context, unknown_service
+from flaskbus.connections import (
+    LOOK,
+    is_no_sentinel,
+    listed,
+    no_sentinel,
+    not_a_sentinel,
+    tls_context,
+    unknown_service,
+)
 from flaskbus.errors import StartError
 from flaskbus_gateway.answers import Answer, AnswerError, Command, LinkDown
 
@@ -70,17 +78,19 @@ class Sentinels:
     async def find(self) -> Node:
         """Ask one after the other, first the one that knew it last time.
 
-        Raises :class:`~flaskbus.errors.StartError` where all that answer do not know the service, or refuse us, and
-        :class:`LinkDown` where none answers.
+        Raises :class:`~flaskbus.errors.StartError` where all that answer do not know the service, are no sentinels,
+        or refuse us, and :class:`LinkDown` where none answers.
         """
-        answered, trouble = False, ""
+        answered, trouble, mistake = False, "", ""
         for node in tuple(self._nodes):
             try:
                 master = await self._master(node)
             except (OSError, TimeoutError) as error:
                 trouble = str(error) or type(error).__name__
             except AnswerError as error:
-                raise StartError(f"the sentinel {node[0]}:{node[1]} refuses us: {error}") from None
+                if not is_no_sentinel(str(error)):
+                    raise StartError(f"the sentinel {node[0]}:{node[1]} refuses us: {error}") from None
+                mistake = not_a_sentinel(self.address, node)
             else:
                 if master is not None:
                     self._found = master
@@ -89,6 +99,8 @@ class Sentinels:
             self.doubt()
         if answered:
             raise StartError(unknown_service(self.address))
+        if mistake:
+            raise StartError(mistake)
         raise LinkDown(no_sentinel(self.address, trouble))
 
     async def left(self, node: Node) -> bool:
