@@ -90,7 +90,21 @@ def parse_url(url: str) -> Address:
     try:
         return _parse(url)
     except ValueError as error:
-        raise UsageError(f"the broker's URL {mask(url)} is not valid: {error}") from None
+        why = _ESCAPES if _is_split(url) else error
+        raise UsageError(f"the broker's URL {mask(url)} is not valid: {why}") from None
+
+
+def _is_split(url: str) -> bool:
+    """Whether a piece of the password was taken for something else, which an error may show."""
+    parts = _URL.fullmatch(url)
+    end = max(parts.end("scheme"), parts.end("authority")) if parts else 0
+    return "***@" in mask(url) and "@" in _VALUE.sub(_masked, url)[end:]
+
+
+_ESCAPES = (
+    "it begins like redis://USER:PASSWORD@HOST, and what means something in a URL is percent-encoded in a password:"
+    " / is %2F, ? is %3F and # is %23"
+)
 
 
 _URL = re.compile(
@@ -196,6 +210,8 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 def mask(url: str) -> str:
     """The URL without its passwords, for people and logs; a URL that is not valid too."""
     scheme, slashes, rest = _VALUE.sub(_masked, url).partition("://")
+    if not slashes:
+        scheme, rest = "", scheme
     login, _, hosts = rest.rpartition("@")
     user, colon, _ = login.partition(":")
     return f"{scheme}{slashes}{user}:***@{hosts}" if colon else scheme + slashes + rest

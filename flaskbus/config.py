@@ -114,7 +114,8 @@ def read_secrets(resolved: Resolved[S]) -> Resolved[S]:
     for item in fields(resolved.settings):
         value = getattr(resolved.settings, item.name)
         if item.metadata.get("secret") and value.startswith("@"):
-            text = _read_secret(value[1:], resolved.sources[item.name])
+            source = resolved.sources[item.name]
+            text = _read_secret(value[1:], flag(item) if source == FLAG else source)
             found[item.name] = check(item, text, f"{item.name} in {value[1:]}")
     return replace(resolved, settings=replace(resolved.settings, **found)) if found else resolved
 

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from typing import Any, ClassVar, TypeVar
 
 from flaskbus import units
+from flaskbus.address import parse_url
 from flaskbus.errors import UsageError
 from flaskbus.idempotency import Keeper, Policy, header_names
 from flaskbus.keys import Keys
@@ -52,6 +53,11 @@ def _proxies(value: str) -> None:
             ip_network(item.strip())
 
 
+def _url(value: str) -> None:
+    if not value.startswith("@"):  # a file, which is read later
+        parse_url(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonSettings:
     """What gateways, agents and tools share."""
@@ -65,6 +71,7 @@ class CommonSettings:
         BROKER,
         metavar="URL",
         env=("FLASKBUS_REDIS_URL", "REDIS_URL"),
+        valid=_url,
         secret=True,
     )
     namespace: str = knob(

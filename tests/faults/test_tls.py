@@ -190,7 +190,9 @@ def test_the_wrong_kind_of_server(tmp_path: Path) -> None:
         said = refusal(replica.url)
         assert f"a replica of 127.0.0.1:{alone.port}" in said
         assert "name that one" in said
-        assert "is the port theirs?" in away(f"redis+sentinel://127.0.0.1:{alone.port}/mymaster")
+        said = refusal(f"redis+sentinel://127.0.0.1:{alone.port}/mymaster")
+        assert f"127.0.0.1:{alone.port} is a broker and no sentinel; say redis:// instead" in said
+        assert "is the port theirs?" in away(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster")
 
 
 def away(url: str) -> str:
@@ -213,6 +215,7 @@ def test_the_daemons_say_it_too_and_end(broker: Broker, front: Front, program: s
         (f"rediss://127.0.0.1:{plain}", "does not speak TLS; say redis://"),
         (f"rediss://127.0.0.1:{front.port}", "ssl_ca_certs"),
         (f"redis+cluster://127.0.0.1:{plain}", "not in cluster mode"),
+        (f"redis+sentinel://127.0.0.1:{plain}/mymaster", "is a broker and no sentinel; say redis://"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", program, *options, "--redis", url],
@@ -221,3 +224,31 @@ def test_the_daemons_say_it_too_and_end(broker: Broker, front: Front, program: s
         assert done.returncode == 3, done
         assert said in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_tools_say_it_too(broker: Broker) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flaskbus", "doctor", "--redis", f"rediss://127.0.0.1:{port_of(broker.url)}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "does not speak TLS; say redis:// instead of rediss://" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["flaskbus_gateway", "--port", "0"],
+        ["flaskbus_agent", "wsgiref.simple_server:demo_app=/x"],
+        ["flaskbus", "mounts"],
+    ],
+)
+def test_a_url_that_is_none_is_said_before_anything_starts(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--redis", "redis+sentinel://:hunter2@127.0.0.1"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--redis: the broker's URL redis+sentinel://:***@127.0.0.1 is not valid" in done.stderr
+    assert done.stderr.count("\n") == 1

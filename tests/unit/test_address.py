@@ -116,6 +116,7 @@ MASKED = {
     "redis://cache:1?password=sec@ret": "redis://cache:1?password=***",
     "redis://[::1": "redis://[::1",
     "secret": "secret",
+    "redis:/:secret@cache": "redis:***@cache",
 }
 
 
@@ -133,6 +134,14 @@ def test_a_url_with_a_slip_is_understood_or_refused(url: str, slip: str, place: 
         return
     assert address.nodes
     assert all(0 < port < 65536 for _, port in address.nodes)
+
+
+@pytest.mark.parametrize("place", ["/", "?", "#", "/2", "@/"])
+@pytest.mark.parametrize("scheme", ["redis://", "rediss+cluster://", "redis:/", "http://"])
+def test_a_password_that_looks_like_more_of_the_url_is_not_shown(scheme: str, place: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_url(f"{scheme}:hunter{place}hunter@cache")
+    assert "hunter" not in str(caught.value)
 
 
 @given(st.sampled_from(["redis", "unix", "redis+sentinel", "rediss+cluster"]), st.integers(0, 3))

@@ -93,6 +93,12 @@ class TestPrecedence:
                 {"FLASKBUS_PORT": "tcp://10.0.0.1:80"},
                 "FLASKBUS_PORT is 'tcp://10.0.0.1:80', which Kubernetes",
             ),
+            (
+                {"redis": "redis+sentinel://:hunter2@h"},
+                {},
+                "--redis: the broker's URL redis+sentinel://:***@h is not valid: it ends with the name",
+            ),
+            ({}, {"REDIS_URL": "http://h"}, "REDIS_URL: the broker's URL http://h is not valid: it begins"),
         ],
     )
     def test_an_error_names_the_source(
@@ -249,6 +255,24 @@ class TestFinding:
         monkeypatch.setenv("FLASKBUS_HOLD", "1s")
         resolved = load(GatewaySettings, flags={"workers": "2"}, config_file="own.toml")
         assert (resolved.settings.port, resolved.settings.hold, resolved.settings.workers) == (7, 1.0, 2)
+
+    def test_a_file_of_a_secret_that_is_not_there(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(
+            UsageError, match=r"^--signing-secret: the secret in none cannot be read: No such"
+        ):
+            load(GatewaySettings, flags={"signing_secret": "@none"})
+        monkeypatch.setenv("FLASKBUS_SIGNING_SECRET", "@none")
+        with pytest.raises(UsageError, match=r"^FLASKBUS_SIGNING_SECRET: the secret in none cannot be read"):
+            load(GatewaySettings)
+
+    def test_a_broker_whose_url_stands_in_a_file(self, directory: Path) -> None:
+        (directory / "url").write_text("redis://:hunter2@10.0.0.5\n")
+        assert load(CommonSettings, flags={"redis": "@url"}).settings.redis == "redis://:hunter2@10.0.0.5"
+        (directory / "url").write_text("redis+sentinel://:hunter2@10.0.0.5\n")
+        with pytest.raises(UsageError, match=r"redis in url: the broker's URL redis\+sentinel://:\*\*\*@10"):
+            load(CommonSettings, flags={"redis": "@url"})
 
 
 def show(*args: str, **environ: str) -> Result:
