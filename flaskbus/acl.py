@@ -76,9 +76,9 @@ def _patterns(prefixes: Iterable[str]) -> list[str]:
     return [f"{kind}{prefix}*" for prefix in prefixes for kind in "~&"]
 
 
-def user_name(role: Role, mounts: Sequence[Mount] = ()) -> str:
+def user_name(role: Role, mount: Mount | None = None) -> str:
     """``flaskbus-gateway``, ``flaskbus-agent-myapp``: what a user is called if nothing else is said."""
-    words = [word for mount in mounts for word in re.findall(r"[A-Za-z0-9._-]+", mount.key)]
+    words = re.findall(r"[A-Za-z0-9._-]+", mount.key) if mount else []
     return "-".join(["flaskbus", role, *words])
 
 
@@ -111,4 +111,7 @@ def mend(refusal: str, mounts: Iterable[str]) -> str:
     """
     if not _REFUSAL.search(refusal):
         return ""
-    return f" (its user is not allowed that; the rule it needs is printed by: flaskbus acl agent {' '.join(mounts)})"
+    names = [*mounts]
+    user = " --user NAME" if len(names) > 1 else ""
+    command = f"flaskbus acl agent {' '.join(names)}{user}"
+    return f" (its user is not allowed that; the rule it needs is printed by: {command})"

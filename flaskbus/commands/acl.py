@@ -8,6 +8,7 @@ import click
 
 from flaskbus.acl import ROLES, Role, command_line, rules, user_name
 from flaskbus.address import parse_url
+from flaskbus.errors import UsageError
 from flaskbus.options import FlaskbusCommand, settings_options
 from flaskbus.routing import Mount
 from flaskbus.settings import CommonSettings
@@ -19,6 +20,7 @@ from flaskbus.settings import CommonSettings
     short_help="Show the ACL rule of a user: gateway, agent or tools.",
     examples="""
     flaskbus acl agent /myapp | redis-cli
+    flaskbus acl agent /shop shop.example.com/api --user shop
     flaskbus acl gateway --user edge
     redis-cli ACL SETUSER flaskbus-agent-myapp '>PASSWORD'
     """,
@@ -26,7 +28,11 @@ from flaskbus.settings import CommonSettings
 @settings_options(CommonSettings, only=("redis", "namespace"))
 @click.argument("role", type=click.Choice(ROLES))
 @click.argument("mounts", nargs=-1, metavar="[MOUNT...]")
-@click.option("--user", metavar="NAME", help="What the user is called.  [default: flaskbus-ROLE, -MOUNT]")
+@click.option(
+    "--user",
+    metavar="NAME",
+    help="What the user is called; of several mounts, say it.  [default: flaskbus-ROLE, -MOUNT]",
+)
 def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str | None) -> None:
     """Show the ACL SETUSER line that gives a user of the broker what ROLE needs, and no more. Changes nothing.
 
@@ -38,4 +44,7 @@ def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str 
     where = [Mount.from_name(name) for name in mounts]
     address = parse_url(settings.redis)
     wanted = rules(cast(Role, role), where, namespace=settings.namespace, db=address.db, kind=address.kind)
-    click.echo(command_line(user or user_name(cast(Role, role), where), wanted))
+    if user is None and len(where) > 1:
+        raise UsageError("a user of several mounts has no name of its own: say which, as in --user shop")
+    name = user_name(cast(Role, role), where[0] if where else None) if user is None else user
+    click.echo(command_line(name, wanted))

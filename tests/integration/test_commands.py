@@ -177,6 +177,15 @@ def user(broker: Broker, *rules: str) -> Iterator[str]:
             client.acl_deluser("guest")
 
 
+def test_a_user_of_several_mounts_wants_a_name(flaskbus: Call) -> None:
+    mounts = ("/", "shop.example.com/api")
+    refused = flaskbus("acl", "agent", *mounts)
+    assert (refused.code, refused.out) == (2, "")
+    assert "say which, as in --user shop" in refused.err
+    assert flaskbus("acl", "agent", *mounts, "--user", "shop").out.startswith("ACL SETUSER shop ")
+    assert flaskbus("acl", "agent", "/").out.startswith("ACL SETUSER flaskbus-agent ")
+
+
 def test_a_wrong_password_is_one_line(flaskbus: Call, broker: Broker) -> None:
     with user(broker, "+@all") as url:
         outcome = flaskbus("mounts", "--redis", url.replace("right", "wrong"))

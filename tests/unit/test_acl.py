@@ -116,9 +116,8 @@ def test_an_agent_has_mounts_and_no_other_has() -> None:
 
 def test_names() -> None:
     assert user_name("gateway") == "flaskbus-gateway"
-    assert user_name("agent", [SHOP, Mount.from_name("*.example.com/a%20b")]) == (
-        "flaskbus-agent-shop-.example.com-a-20b"
-    )
+    assert user_name("agent", SHOP) == "flaskbus-agent-shop"
+    assert user_name("agent", Mount.from_name("*.example.com/a%20b")) == "flaskbus-agent-.example.com-a-20b"
 
 
 def test_a_shell_reads_the_line_as_it_is_meant() -> None:
@@ -149,7 +148,8 @@ def test_a_name_that_is_none(name: str) -> None:
     ],
 )
 def test_a_refusal_names_its_mend(refusal: str) -> None:
-    assert mend(refusal, ["/shop", "/api"]).endswith("flaskbus acl agent /shop /api)")
+    assert mend(refusal, ["/shop"]).endswith("flaskbus acl agent /shop)")
+    assert mend(refusal, ["/shop", "/api"]).endswith("flaskbus acl agent /shop /api --user NAME)")
 
 
 def test_another_error_has_none() -> None:
