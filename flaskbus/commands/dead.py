@@ -17,7 +17,7 @@ from flaskbus.commands.dead_views import HEAD, contents, count, document, echo, 
 from flaskbus.commands.request import BAD_STATUS, BUS_FAILED, duration, header, read_body, show
 from flaskbus.commands.tools import Bus, bus_client, columns, json_option, known_mount, with_bus
 from flaskbus.commands.unmount import confirmed
-from flaskbus.errors import BusError, UsageError
+from flaskbus.errors import BusError, StartError, UsageError
 from flaskbus.letters import Letter, Mend, mended
 from flaskbus.options import FlaskbusGroup
 from flaskbus.registry import mount_from_key
@@ -165,6 +165,12 @@ def replay(
     )
     seconds = duration(timeout)
     chosen = choose(bus, where, letter_ids, all_of_them)
+    # Another app that takes the path by now is not whom they were for.
+    if chosen and target is None and bus.registry.owner(where) is None:
+        raise StartError(
+            f"no app is mounted on {where.name} now, so {count(chosen)} stayed where they are; "
+            "start its agents first, or say with --target where else to send"
+        )
     worst = 0
     for number, letter in enumerate(chosen):
         try:

@@ -445,7 +445,10 @@ def test_no_answer_keeps_the_letter(broker: Broker, dead: Call) -> None:
     name = given_up(broker)
     unknown = dead("replay", "/app", name)
     assert unknown.code == 3
-    assert f"letter {name} stays: Nothing is mounted here: " in unknown.err
+    assert "no app is mounted on /app now, so 1 dead letter stayed" in unknown.err
+    elsewhere = dead("replay", "/app", name, "--target", "/elsewhere")
+    assert elsewhere.code == 3
+    assert f"letter {name} stays: Nothing is mounted here: " in elsewhere.err
     known(broker)
     late = dead("replay", "/app", name, "--timeout", "100ms")
     assert (late.code, "(executed: no)" in late.err) == (3, True)
@@ -534,6 +537,12 @@ def test_letters_outlive_their_mount(broker: Broker, dead: Call) -> None:
     with closing(broker.client()) as client:
         client.delete(M.requests)
     assert name in dead("list").out
+    assert name in dead("show", "/app", name).out
+    with serving(broker, Mount.parse("/")):  # whom they were not for
+        outcome = dead("replay", "/app", name)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
+    assert "no app is mounted on /app now" in outcome.err
+    assert left(broker) == 1
     assert dead("drop", "/app", "--all", "--yes").code == 0
 
 
