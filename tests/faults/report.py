@@ -8,6 +8,10 @@ from typing import Any
 from tests.faults.oracle import Tally, Verdict
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass
 class Row:
     """All rounds of one fault."""

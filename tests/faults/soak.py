@@ -29,7 +29,7 @@ from tests.faults.load import Load
 from tests.faults.oracle import Run, Seen, judge, parse_ledger, recovery
 from tests.faults.partition import Host, available
 from tests.faults.proxy import Proxy
-from tests.faults.report import Report, Row
+from tests.faults.report import Report, Row, counted
 from tests.faults.site import Broker, Site
 from tests.integration.fleet import eventually
 
@@ -219,12 +219,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if len(arguments.fault or ()) > 1 and {"cuts", "cancellations"} & {*arguments.fault}:
         parser.error("cuts and cancellations are runs of their own")
+    for name, least in (("seconds", 0), ("rounds", 0), ("requests", 0), ("clients", 1)):
+        if not getattr(arguments, name) >= least:
+            parser.error(f"--{name} must be at least {least}")
     directory = Path(tempfile.mkdtemp(prefix="flaskbus-soak-"))
     report = run(arguments, directory)
     tally = report.total.tally
     print(f"\n{report.table()}\n")
     print(
-        f"{report.killed} kills, {report.seconds:.0f} s, seed {arguments.seed}; logs and ledger: {directory}"
+        f"{counted(report.killed, 'kill')}, {report.seconds:.0f} s, seed {arguments.seed}; "
+        f"logs and ledger: {directory}"
     )
     for reason, count in tally.reasons.most_common(20):
         print(f"  {count:6d} {reason}")

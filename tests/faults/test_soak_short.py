@@ -9,8 +9,8 @@ import pytest
 from tests.faults.injections import FAULTS, NEEDS_HOST
 from tests.faults.oracle import Verdict
 from tests.faults.partition import available
-from tests.faults.report import Report
-from tests.faults.soak import Soak
+from tests.faults.report import Report, counted
+from tests.faults.soak import Soak, main
 
 
 def soaked(directory: Path, *faults: str) -> Report:
@@ -40,3 +40,24 @@ def test_each_fault(fault: str, tmp_path: Path) -> None:
     assert counts[Verdict.OK] > 50
     if fault == "none":
         assert set(counts) <= {Verdict.OK, Verdict.LEFT}, "what is told without a fault is nobody's fault"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        ("seconds", "-1", 0),
+        ("seconds", "nan", 0),
+        ("rounds", "-1", 0),
+        ("requests", "-1", 0),
+        ("clients", "0", 1),
+    ],
+)
+def test_nonsense_is_refused(option: str, value: str, least: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([f"--{option}", value])
+    assert end.value.code == 2
+    assert f"--{option} must be at least {least}" in capsys.readouterr().err
+
+
+def test_numbers_are_worded() -> None:
+    assert [counted(number, "kill") for number in (0, 1, 1106)] == ["0 kills", "1 kill", "1,106 kills"]
