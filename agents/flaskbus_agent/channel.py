@@ -43,7 +43,7 @@ class Channel:
         except Unavailable:
             connection.disconnect()
             raise
-        except redis.exceptions.ReadOnlyError as error:
+        except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:
             # A master that has become a replica: nothing was carried out, and the new one is elsewhere.
             connection.disconnect()
             raise redis.exceptions.ConnectionError(f"the broker is a replica now: {error}") from None

@@ -8,6 +8,7 @@ is passed from thread to thread, and none waits behind a busy one.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from flaskbus.settings import AgentSettings
 from flaskbus.signing import parse_keys, seals_of
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.cluster_reading import open_reader
-from flaskbus_agent.delivery import Runner
+from flaskbus_agent.delivery import Ending, Runner
 from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.moves import Moves
 from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 CLOCK = 5.0
 """Seconds for which the broker's clock is taken to run as fast as ours."""
+
+AGAIN = 1.0
+"""Seconds until we look again at what we hold, after a write about it was refused."""
 
 ENDING = 2.0
 """Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
@@ -70,7 +74,7 @@ class Consumer:
         self._turn = threading.Lock()
         self._backlog: deque[Entry] = deque()
         self._in_hand = InHand()
-        self._reread = True
+        self._reread_at = 0.0  # monotonic seconds
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
@@ -84,7 +88,7 @@ class Consumer:
         """Of the broker that has a stream, in milliseconds, when our monotonic clock was at 0; as far as known."""
         self._clock_due = 0.0
         self.credit = Credit()
-        self._runner = Runner(settings, agent_id, self.credit)
+        self._runner = Runner(settings, agent_id, self.credit, self._look_again)
         self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
         self.served = 0
 
@@ -201,24 +205,30 @@ class Consumer:
         return True
 
     def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
+        mark = entry.served.keys.requests.encode() + entry.entry_id
         if entry.done:
-            self._runner.forget(entry, channel)
+            if self._runner.forget(entry, channel):
+                self._in_hand.settle(mark)
             return
         me = threading.get_ident()
-        mark = entry.served.keys.requests.encode() + entry.entry_id
-        settled = False
+        ending = Ending.RAN
         try:
             request = self._runner.decode(entry, channel)
             if request is None:
-                self._in_hand.release(mark)  # if it could not be buried, it is looked at again: nothing ran
+                ending = Ending.UNTOUCHED  # if it could not be buried, it is looked at again
                 return
             running = Running(me, request.id, request.method, request.target, time.monotonic())
             self._running[me] = running
-            settled = self._runner.run(entry, request, channel, running, on_stream)
+            ending = self._runner.run(entry, request, channel, running, on_stream)
         finally:
             self._running.pop(me, None)
-            if settled:
+            if ending is Ending.SETTLED:
                 self._in_hand.settle(mark)
+            elif ending is Ending.RAN:
+                self._in_hand.abandon(mark)
+                self._look_again()
+            else:
+                self._in_hand.release(mark)
             self.served += 1
 
     # Reading
@@ -246,18 +256,22 @@ class Consumer:
 
     def _stumble(self, trouble: str) -> None:
         """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
-        self._reread = True
+        self._reread_at = 0.0
         self._clock_due = 0.0
         if not self._trouble:
             self.log.warning("%s; trying again", trouble)
         self._trouble = trouble
         self._quiet.wait(0.1)
 
+    def _look_again(self) -> None:
+        """Soon, look at what we hold: an entry of which the broker took no end is still among it."""
+        self._reread_at = min(self._reread_at, time.monotonic() + AGAIN)
+
     def _read(self) -> None:
         idle = max(1, self.settings.threads + self._streams - len(self._running))
         if time.monotonic() >= self._clock_due:
             self._read_clock()
-        if self._reread:
+        if time.monotonic() >= self._reread_at:
             self._read_own()
             return
         streams = tuple(self._by_stream)
@@ -305,6 +319,7 @@ class Consumer:
 
     def _read_own(self) -> None:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
+        self._reread_at = math.inf  # a failed read makes it due at once
         self._take(self._reader.begin())
         for stream in tuple(self._by_stream):
             after = b"0"
@@ -315,7 +330,6 @@ class Consumer:
                     break
                 self._take(answer)
                 after = entries[-1][0]
-        self._reread = False
 
     def _take(self, answer: Any) -> None:
         now = time.monotonic()

@@ -10,6 +10,9 @@ it waited past its deadline         finish with a failure; the app is not called
 it cannot be decoded                bury: a dead letter, and a failure to whoever waits
 it is not signed as it should be    the same; that failure is not signed either
 the broker is away at the end       the reply is kept, and sent as soon as the broker is back
+it refuses the reply for a moment   the same
+it refuses the reply for good       finish with a failure; refused too, it is withdrawn with a later look
+it refuses a hand-back for good     it is looked at again: nothing ran
 ==================================  ===========================================================
 """
 
@@ -20,7 +23,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from enum import Enum
 
 import redis
 
@@ -39,10 +44,26 @@ from flaskbus_agent.wsgi import Cancelled, build_environ, respond
 log = logging.getLogger("flaskbus.agent")
 
 
-class Runner:
-    """Runs entries through their apps; shared by the threads of a process."""
+class Ending(Enum):
+    """What has become of an entry."""
 
-    def __init__(self, settings: AgentSettings, agent_id: str, credit: Credit) -> None:
+    SETTLED = "settled"
+    """The broker has confirmed its end."""
+    RAN = "ran"
+    """It is still pending as ours, and must not be run again."""
+    UNTOUCHED = "untouched"
+    """It is still pending as ours, and the app was not called."""
+
+
+class Runner:
+    """Runs entries through their apps; shared by the threads of a process.
+
+    ``look_again`` is called where the broker refuses to take an entry from us: what we hold is to be read again.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, agent_id: str, credit: Credit, look_again: Callable[[], None]
+    ) -> None:
         self.settings = settings
         self.agent_id = agent_id
         self.credit = credit
@@ -55,6 +76,8 @@ class Runner:
         """Set when nothing more is to be begun."""
         self._replays = Replays()
         self._refused = 0
+        self._look_again = look_again
+        self._kept = 0
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
 
@@ -94,22 +117,20 @@ class Runner:
         channel: Channel,
         running: Running,
         on_stream: Callable[[], None],
-    ) -> bool:
-        """Run the app and send what it answers, unless there is a reason not to begin; raises nothing.
-
-        Returns whether the broker has confirmed the end. If not, the entry is still pending as ours, and must
-        not be run again.
-        """
+    ) -> Ending:
+        """Run the app and send what it answers, unless there is a reason not to begin; raises nothing."""
         outbox = Outbox(
             channel, entry, request, self.agent_id,
             window=self.settings.window, credit=self.credit, running=running,
             keeper=self.keeper, given_up=self.given_up, ending=self.ending, on_stream=on_stream,
         )  # fmt: skip
+        ran = False
         try:
             reason = self._hand_back(entry, request, outbox)
             if reason:
                 outbox.finish([Failure(request.attempt, 0, NOT_RUN, reason)])
-                return outbox.settled
+                return Ending.SETTLED
+            ran = True
             environ = build_environ(
                 request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
             )
@@ -125,18 +146,41 @@ class Runner:
         except redis.exceptions.RedisError as error:
             text = str(error).rstrip(".")
             hint = mend(text, [entry.served.keys.mount])
-            log.error("the reply to %s was refused by the broker: %s%s", request.id, text, hint)
+            if ran:
+                log.error("the reply to %s was refused by the broker: %s%s", request.id, text, hint)
+                self._confess(outbox)
+            else:
+                self._keep("a request could not be handed back: %s%s", text, hint)
         finally:
             self.credit.forget(request.id)
-        return outbox.settled
+        if outbox.settled:
+            return Ending.SETTLED
+        return Ending.RAN if ran else Ending.UNTOUCHED
 
-    def forget(self, entry: Entry, channel: Channel) -> None:
-        """Remove an entry that this process has run before. Nobody else has to be told: the reply was sent then."""
+    def _confess(self, outbox: Outbox) -> None:
+        """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""
+        with suppress(Cancelled, redis.exceptions.RedisError):
+            outbox.fail("agent-lost", "it ran, and the broker refused its reply")
+
+    def _keep(self, message: str, *details: object) -> None:
+        """An entry stays ours and pending, and is looked at again: say so, and not each time."""
+        self._kept += 1
+        if worth_saying(self._kept):
+            log.error(message, *details)
+        self._look_again()
+
+    def forget(self, entry: Entry, channel: Channel) -> bool:
+        """Remove an entry that this process has run before.
+
+        Nobody has to be told: its reply was sent then, or its gateway sees that the entry is gone.
+        """
         keys = entry.served.keys
         try:
             channel.script("withdraw", [keys.requests], [GROUP, entry.entry_id])
         except (*Unavailable, redis.exceptions.RedisError) as error:
-            log.error("an entry that was run before could not be removed: %s", error)
+            self._keep("an entry that was run before could not be removed: %s", error)
+            return False
+        return True
 
     def _hand_back(self, entry: Entry, request: Request, outbox: Outbox) -> str:
         """Why the request is not to be run here; its gateway then decides. Empty where it may run.
@@ -178,5 +222,4 @@ class Runner:
                 ],
             )  # fmt: skip
         except (*Unavailable, redis.exceptions.RedisError) as error:
-            # It stays ours and pending, and is read again with the next look at what we hold.
-            log.error("an entry that is not ours could not be buried: %s", error)
+            self._keep("an entry that is not ours could not be buried: %s", error)

@@ -29,6 +29,7 @@ class InHand:
         self._remembered = remembered
         self._held: set[bytes] = set()
         self._done: dict[bytes, None] = {}
+        self._over: set[bytes] = set()
         self._lock = Lock()
 
     def take(self, mark: bytes) -> Standing:
@@ -36,7 +37,7 @@ class InHand:
         with self._lock:
             if mark in self._held:
                 return Standing.HELD
-            if mark in self._done:
+            if mark in self._done or mark in self._over:
                 return Standing.DONE
             self._held.add(mark)
             return Standing.NEW
@@ -45,9 +46,16 @@ class InHand:
         """The broker has confirmed the end of a delivery."""
         with self._lock:
             self._held.discard(mark)
+            self._over.discard(mark)
             self._done[mark] = None
             if len(self._done) > self._remembered:
                 del self._done[next(iter(self._done))]
+
+    def abandon(self, mark: bytes) -> None:
+        """A delivery has run, and the broker has not confirmed its end: remembered until it does."""
+        with self._lock:
+            self._held.discard(mark)
+            self._over.add(mark)
 
     def release(self, mark: bytes) -> None:
         """Nothing came of a delivery: another look may find it as if it was new."""

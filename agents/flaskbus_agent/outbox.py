@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import redis
+
 from flaskbus import wire
 from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.broker import Unavailable
 from flaskbus.idempotency import Keeper
 from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
 from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request
+from flaskbus.refusals import passing
 from flaskbus.signing import Seal, opener
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.wsgi import Cancelled
@@ -305,7 +308,10 @@ class Outbox:
     def _insist(
         self, script: str, args: list[Argument], channel: Channel | None = None, record: tuple[str, ...] = ()
     ) -> int | bytes:
-        """Run a script, again after each lost answer: a second run of any of them changes nothing."""
+        """Run a script, again after each lost answer: a second run of any of them changes nothing.
+
+        Raises redis-py's ``ResponseError`` for a refusal that does not pass.
+        """
         keys = self._entry.served.keys
         names = [keys.requests, keys.reply(self._request.id), *record]
         answer: int | bytes = self._again(lambda: (channel or self._channel).script(script, names, args))
@@ -316,13 +322,22 @@ class Outbox:
         return answer if isinstance(answer, int) else 0
 
     def _again(self, send: Callable[[], Any]) -> Any:
-        delay = 0.02
+        delay, told = 0.02, False
         while True:
             try:
                 return send()
             except Unavailable as error:
-                # As long as this process lives: whether the reply is still wanted, only the broker can tell.
-                if self._given_up.wait(delay):
-                    log.error("the reply to %s could not be sent: %s", self._request.id, error)
-                    raise Cancelled from None
-                delay = min(delay * 2, 1.0)
+                trouble: Exception = error
+            except redis.exceptions.ResponseError as error:
+                # redis-py takes the codes that it knows away from the text.
+                if not passing(error.status_code or str(error)):
+                    raise
+                trouble = error
+                if not told:
+                    log.warning("the reply to %s waits, the broker refuses it: %s", self._request.id, error)
+                    told = True
+            # As long as this process lives: whether the reply is still wanted, only the broker can tell.
+            if self._given_up.wait(delay):
+                log.error("the reply to %s could not be sent: %s", self._request.id, trouble)
+                raise Cancelled
+            delay = min(delay * 2, 1.0)

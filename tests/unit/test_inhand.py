@@ -25,6 +25,17 @@ def test_the_oldest_are_forgotten_first() -> None:
     assert [hand.take(mark) for mark in (b"1", b"2", b"3")] == [Standing.NEW, Standing.DONE, Standing.DONE]
 
 
+def test_what_ran_is_remembered_until_its_end_is_confirmed() -> None:
+    hand = InHand(remembered=1)
+    for mark in (b"1", b"2", b"3"):
+        hand.take(mark)
+        hand.abandon(mark)
+    assert [hand.take(mark) for mark in (b"1", b"2", b"3")] == [Standing.DONE] * 3
+    hand.settle(b"1")
+    hand.settle(b"2")
+    assert hand.take(b"1") is Standing.NEW  # the oldest is forgotten now
+
+
 def test_what_came_to_nothing_is_looked_at_again() -> None:
     hand = InHand()
     hand.take(b"1")
