@@ -21,6 +21,7 @@ import hmac
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flaskbus.errors import UsageError, WireError
@@ -148,6 +149,12 @@ class Replays:
         self._order.append(signature)
         while len(self._order) > self._most:
             self._seen.pop(self._order.popleft(), None)
+
+    def forgive(self, signature: bytes) -> None:
+        """One that was admitted has not been run, and may come again."""
+        self._seen.pop(signature, None)
+        with suppress(ValueError):  # so many came since that it is forgotten
+            self._order.remove(signature)
 
 
 def worth_saying(count: int) -> bool:

@@ -22,6 +22,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -77,7 +78,7 @@ class Runner:
         self._replays = Replays()
         self._refused = 0
         self._look_again = look_again
-        self._kept = 0
+        self._kept: Counter[str] = Counter()
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
 
@@ -97,8 +98,8 @@ class Runner:
             self._bury(entry, channel, str(error), signed=False)
             return None
         except WireError as error:
-            log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
-            self._bury(entry, channel, str(error))
+            if self._bury(entry, channel, str(error)):
+                log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
             return None
 
     def _check_signature(self, entry: Entry) -> bytes | None:
@@ -155,7 +156,11 @@ class Runner:
             self.credit.forget(request.id)
         if outbox.settled:
             return Ending.SETTLED
-        return Ending.RAN if ran else Ending.UNTOUCHED
+        if ran:
+            return Ending.RAN
+        if (signature := signature_of(entry.fields)) is not None:
+            self._replays.forgive(signature)
+        return Ending.UNTOUCHED
 
     def _confess(self, outbox: Outbox) -> None:
         """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""
@@ -164,8 +169,8 @@ class Runner:
 
     def _keep(self, message: str, *details: object) -> None:
         """An entry stays ours and pending, and is looked at again: say so, and not each time."""
-        self._kept += 1
-        if worth_saying(self._kept):
+        self._kept[message] += 1
+        if worth_saying(self._kept[message]):
             log.error(message, *details)
         self._look_again()
 
@@ -195,11 +200,13 @@ class Runner:
         if waited + entry.age <= request.ttl:
             return ""
         # The broker's clock is known as of some seconds ago; before anything is refused, it is asked.
-        age = max(waited, outbox.broker_time() - entry_time(entry.entry_id))
+        age = waited
+        with suppress(redis.exceptions.NoPermissionError):
+            age = max(waited, outbox.broker_time() - entry_time(entry.entry_id))
         return "it waited past its deadline" if age > request.ttl else ""
 
-    def _bury(self, entry: Entry, channel: Channel, reason: str, *, signed: bool = True) -> None:
-        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read.
+    def _bury(self, entry: Entry, channel: Channel, reason: str, *, signed: bool = True) -> bool:
+        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read; whether it is.
 
         An entry that may be a stranger's must not lead to a ``signed`` word about a request of that id.
         """
@@ -223,3 +230,5 @@ class Runner:
             )  # fmt: skip
         except (*Unavailable, redis.exceptions.RedisError) as error:
             self._keep("an entry that is not ours could not be buried: %s", error)
+            return False
+        return True

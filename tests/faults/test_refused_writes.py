@@ -16,9 +16,12 @@ import httpx
 import pytest
 import redis
 
+from flaskbus import wire
+from flaskbus.keys import GROUP
+from flaskbus.messages import NOT_RUN, Failure, Request
 from flaskbus.testing import running_bus
 from tests.faults.mortal import MortalBroker
-from tests.integration.test_promises import at_rest, eventually, problem
+from tests.integration.test_promises import M, at_rest, eventually, problem
 
 WAITS = "waits, the broker refuses it"
 
@@ -169,6 +172,31 @@ def test_one_refused_for_good_is_not_waited_for(
         assert (refused["status"], refused["executed"]) == (502, "unknown")
         assert time.monotonic() - mended < 15  # its deadline is later
         assert shop.runs == 1
+        at_rest(broker.broker)
+
+
+def test_what_could_not_be_handed_back_or_buried_is_looked_at_again(
+    broker: MortalBroker, shop: Shop, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_bus(broker.url) as bus, bus.mount(shop.app, "/shop"):
+        request = Request(id="late-1", method="POST", target="/shop/work", gateway="nobody", ttl=1000)
+        fields = wire.encode_request(request)
+        seconds, _ = client.time()
+        with no_scripts(client):
+            client.delete(M.requests)
+            client.xgroup_create(M.requests, GROUP, "0", mkstream=True)
+            late = dict(zip(fields[::2], fields[1::2], strict=True))
+            client.xadd(M.requests, late, id=f"{seconds * 1000 - 3000}-0")
+            eventually(lambda: "could not be handed back" in caplog.text)
+            client.xadd(M.requests, {"what": "is this?"})
+            eventually(lambda: "could not be buried" in caplog.text)
+        element = eventually(lambda: client.lindex(M.reply("late-1"), 0))
+        frame = wire.decode_frame(element, max_size=10_000)
+        assert isinstance(frame, Failure)
+        assert frame.code == NOT_RUN
+        eventually(lambda: client.xlen(M.dead) == 1)
+        assert shop.runs == 0
+        client.delete(M.reply("late-1"))
         at_rest(broker.broker)
 
 

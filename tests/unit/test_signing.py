@@ -190,6 +190,17 @@ class TestReplays:
             replays.admit(b"two")
         replays.admit(b"one")
 
+    def test_one_that_was_not_run_may_come_again(self) -> None:
+        replays = Replays(2)
+        for _ in range(3):
+            replays.admit(b"one")
+            replays.forgive(b"one")
+        replays.forgive(b"never")
+        replays.admit(b"one")
+        replays.admit(b"two")
+        with pytest.raises(SignatureError):
+            replays.admit(b"one")
+
 
 class TestKeys:
     def test_each_mount_of_each_namespace_has_its_own(self) -> None:
