@@ -37,6 +37,9 @@ from flaskbus_gateway.answers import Answer, AnswerError, Command, LinkDown
 from flaskbus_gateway.finding import ClusterNodes, finder_of
 from flaskbus_gateway.link import Link, NodeLink, log
 
+HOPS = 2
+"""Redirections that are followed at once: to the new owner of a slot, and on to where it is moving its keys."""
+
 LOOK_PAUSE = 0.2
 """Seconds between two looks at who serves what, while somebody does not answer or something has moved."""
 
@@ -63,7 +66,9 @@ class _Errand(asyncio.Future[Any]):
         self.command = command
         self.slot = slot
         self.deadline = 0.0
-        """When it is given up (monotonic seconds); 0 as long as it did not have to wait."""
+        """When it is given up (monotonic seconds); 0 as long as no node refused it, and it did not have to wait."""
+        self.hops = 0
+        """Redirections that were followed since it last waited."""
 
 
 class _InCluster:
@@ -286,6 +291,7 @@ class ClusterLink:
         parked, self._parked = self._parked, deque()
         for errand in parked:
             if not errand.done():
+                errand.hops = 0
                 self._dispatch(errand)
 
     def _give_up(self, errand: _Errand, why: str) -> None:
@@ -318,9 +324,11 @@ class ClusterLink:
                 # Its answer is the last of those that were asked before.
                 old.call("PING").add_done_callback(lambda _: self._moved(redirect.slot))
             self._settle()
-        if link.up.is_set():
+        errand.deadline = errand.deadline or self.loop.time() + PATIENCE
+        errand.hops += 1
+        if link.up.is_set() and errand.hops <= HOPS:
             link.post(errand, errand.command, asking=redirect.ask)
-        else:
+        else:  # also where nodes name each other
             self._park(errand)
 
     def _moved(self, slot: int) -> None:

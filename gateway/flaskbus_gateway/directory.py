@@ -16,6 +16,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from flaskbus.broker import parse_info
 from flaskbus.idempotency import Policy
@@ -91,9 +92,12 @@ class Directory:
         self.seal = seal
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
+        self._states: WeakValueDictionary[Mount, MountState] = WeakValueDictionary()
+        """Also of mounts that are none now, as long as exchanges of theirs are open: they may come back."""
         self.known = asyncio.Event()
         """Set after the first complete look."""
         self._troubles = Troubles(log)
+        self._unforeseen: set[type[Exception]] = set()
         self._news = asyncio.Event()
         self._begun = 0
         self._done = 0
@@ -145,6 +149,13 @@ class Directory:
                 await asyncio.sleep(PAUSE)
                 await self.link.up.wait()
                 continue
+            except Exception as error:
+                # A defect, but not the end: without looks no mount would come or go any more.
+                if type(error) not in self._unforeseen:
+                    self._unforeseen.add(type(error))
+                    log.exception("a look at the mounts failed; it is tried again")
+                await asyncio.sleep(ROUND)
+                continue
             async with self._progress:
                 self._done = self._begun
                 self._progress.notify_all()
@@ -160,10 +171,7 @@ class Directory:
         beats = await self._beat()
         listed = await self._listed()
         await self._look_at_memory()
-        states = {
-            mount: self.states.get(mount) or MountState(mount, self.keys.of(mount.key), self.seal(mount.key))
-            for mount in listed | self.states.keys()
-        }
+        states = {mount: self._state(mount) for mount in listed | self.states.keys()}
         views = await asyncio.gather(*map(self._view, states.values()), return_exceptions=True)
         if not beats or self.link.loop.time() - began > min(STALL, self.lease / 2):
             self.forgive()
@@ -184,6 +192,13 @@ class Directory:
                     kept[state.mount] = state
         await self._route(kept)
         self.known.set()
+
+    def _state(self, mount: Mount) -> MountState:
+        state = self._states.get(mount)
+        if state is None:
+            state = MountState(mount, self.keys.of(mount.key), self.seal(mount.key))
+            self._states[mount] = state
+        return state
 
     async def _beat(self) -> bool:
         """Send our own heartbeat; whether agents can send theirs."""
@@ -299,6 +314,7 @@ class Directory:
             await asyncio.wait([self.listen(states[mount]) for mount in new], timeout=2.0)
         for mount in self.states.keys() - states.keys():
             self.unlisten(self.states[mount])
+            self.states[mount].left(self.link.loop.time())
         changed = states.keys() != self.states.keys()
         if changed:
             self.table = Table(states)

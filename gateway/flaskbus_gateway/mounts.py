@@ -21,7 +21,7 @@ class Pulse:
     seen: float
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class MountState:
     """One mount, as this gateway sees it."""
 
@@ -106,6 +106,14 @@ class MountState:
         """No agent is ready."""
         self.queue.pauses()
         self.held_since = now if self.held_since is None else self.held_since
+
+    def left(self, now: float) -> None:
+        """It is no mount any more. Should it come back, its agents get a lease of time to appear, as new ones do."""
+        self.ended(now)
+        self.missing_since, self.known_until, self.failing = None, 0.0, ""
+        for forgotten in (self.pulses, self.records, self.holders, self.seen):
+            forgotten.clear()
+        self.unlike.clear()
 
     def orphans(self, known: set[str], now: float, lease: float) -> list[str]:
         """Consumers that hold requests and are dead.

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from random import randrange
 
 from flaskbus import errors, letters, wire
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
@@ -34,6 +35,10 @@ log = logging.getLogger("flaskbus.gateway")
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110 section 9.2.2: a second run has the effect of one."""
+
+
+GLANCE = 1 << 20
+"""Bytes of waiting requests after which one look for vanished ones ends: to copy them blocks the broker, each second."""
 
 
 class Reaper:
@@ -193,8 +198,10 @@ class Reaper:
             known = [exchange for exchange in exchanges if exchange.entry_id is not None]
             if not known:
                 return
+            first = randrange(len(known))  # so that each has its turn, though not all may be looked at
+            known = known[first:] + known[:first]
             entry_ids = [exchange.entry_id or b"" for exchange in known]
-            missing = await self.link.script("vanished", [state.keys.requests], entry_ids)
+            missing = await self.link.script("vanished", [state.keys.requests], [GROUP, GLANCE, *entry_ids])
             for place in missing:
                 exchange = known[place - 1]
                 attempt = exchange.attempt

@@ -434,12 +434,37 @@ class TestRequeue:
 
 
 class TestVanished:
+    def vanished(self, client: Client, *entries: bytes, copied: int = 1 << 20) -> Any:
+        return run_script(client, "vanished", [M.requests], [GROUP, copied, *entries])
+
     def test_the_places_of_what_is_missing(self, client: Client, entry: bytes) -> None:
         gone = client.xadd(M.requests, {"id": "r2"})
         client.xdel(M.requests, gone)
-        assert run_script(client, "vanished", [M.requests], [gone, entry, gone]) == [1, 3]
+        assert self.vanished(client, gone, entry, gone) == [1, 3]
         client.delete(M.requests)
-        assert run_script(client, "vanished", [M.requests], [entry]) == [1]
+        assert self.vanished(client, entry) == [1]
+
+    def test_where_there_is_no_group(self, client: Client) -> None:
+        entry = client.xadd(M.requests, {"id": "r1"})
+        assert self.vanished(client, b"1-1", entry) == [1]
+
+    def test_what_an_agent_can_end_is_there(self, client: Client, taken: bytes) -> None:
+        client.xdel(M.requests, taken)
+        assert self.vanished(client, taken) == []
+        assert finish(client, taken) == b"done"
+        assert self.vanished(client, taken) == [1]
+
+    def test_no_more_is_copied_than_it_may(self, client: Client, taken: bytes) -> None:
+        waiting = [client.xadd(M.requests, {"id": "r2", "body": b"x" * 100}) for _ in range(3)]
+        assert self.vanished(client, b"1-1", *waiting, b"1-2", copied=300) == [1]
+        assert self.vanished(client, b"1-1", *waiting, b"1-2", copied=400) == [1, 5]
+        # Neither what is missing nor what an agent has takes any of it.
+        assert self.vanished(client, *[taken] * 9, b"1-1", b"1-2", copied=1) == [10, 11]
+
+    def test_no_stream(self, client: Client) -> None:
+        client.set(M.requests, "a stranger's")
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            self.vanished(client, b"1-1")
 
 
 class TestLook:

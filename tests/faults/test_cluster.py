@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -16,12 +17,16 @@ import httpx
 import pytest
 import redis
 
+from flaskbus.address import Node, parse_url
 from flaskbus.broker import connect, primaries
+from flaskbus.cluster import PATIENCE, PAUSE, slot_of
 from flaskbus.cluster_client import ClusterClient
 from flaskbus.keys import Keys
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
 from flaskbus.testing import running_bus
+from flaskbus_gateway.answers import LinkDown
+from flaskbus_gateway.cluster_link import HOPS, ClusterLink
 from tests.conftest import leaked_keys
 from tests.faults.brokers import Cluster, Server, cluster, until
 from tests.faults.test_sentinel import account, run_tools
@@ -370,3 +375,43 @@ def test_an_agent_that_may_end_no_reads(three: Cluster, tmp_path: Path) -> None:
                 load.more(20)
         all_good(fleet, *some)
         fleet.programs[-1].end()
+
+
+class Refuses:
+    """A node that answers each command with one error, as :class:`~flaskbus_gateway.link.NodeLink` has it."""
+
+    def __init__(self, cluster: Any, node: Node, error: str) -> None:
+        self.cluster, self.node, self.error = cluster, node, error
+        self.up, self.refused, self.incarnation = asyncio.Event(), None, ""
+        self.up.set()
+        self.sent: list[bool] = []
+        cluster._links[node] = self
+
+    def post(self, errand: Any, command: Any, asking: bool = False) -> None:
+        self.sent.append(asking)
+        asyncio.get_running_loop().call_soon(self.cluster._failed, self, errand, self.error)
+
+    def call(self, *_: Any) -> asyncio.Future[bytes]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(b"PONG")
+        return answer
+
+
+@pytest.mark.parametrize("way", ["MOVED", "ASK"])
+def test_nodes_that_name_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two do that each think the other owns a slot: a command is sent for PATIENCE, and not without a pause."""
+    patience = PATIENCE / 10
+    monkeypatch.setattr("flaskbus_gateway.cluster_link.PATIENCE", patience)
+
+    async def ask() -> None:
+        url, slot = "redis+cluster://one:1", slot_of(b"k")
+        link = ClusterLink(url, parse_url(url), "test")
+        one = Refuses(link, ("one", 1), f"{way} {slot} two:2")
+        two = Refuses(link, ("two", 2), f"MOVED {slot} one:1")
+        link._topology.moved(slot, one.node)
+        with pytest.raises(LinkDown, match="not been served"):
+            await asyncio.wait_for(link.call("GET", "k"), 10 * patience)
+        assert any(two.sent) == (way == "ASK")
+        assert 4 < len(one.sent + two.sent) <= (1 + patience / PAUSE) * (1 + HOPS)
+
+    asyncio.run(ask())

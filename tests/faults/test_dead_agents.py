@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flaskbus.registry import parse_agents
+from flaskbus.keys import Keys
+from flaskbus.registry import Registry, parse_agents
+from flaskbus.routing import Mount
 from flaskbus.testing import Bus, running_bus
 from tests.conftest import Broker
 from tests.integration.test_promises import M, at_rest, counts, eventually, problem
@@ -263,6 +265,29 @@ def test_a_frozen_agent_that_thaws_disturbs_nobody(
         seen |= {response.result().text for response in pair}
     assert len(seen) == 2
     at_rest(broker)
+
+
+def test_a_mount_that_comes_back_still_knows_its_requests(
+    agents: Agents, bus: Bus, pool: ThreadPoolExecutor, broker: Broker
+) -> None:
+    agent = agents.start()
+    answer = pool.submit(httpx.post, f"{bus.url}/shop/work/a", timeout=60)
+    agents.runner("a")
+    os.killpg(agent.pid, signal.SIGSTOP)
+    try:
+        with broker.client() as client:
+            Registry(client, Keys()).unmount(Mount.from_key("/shop"))
+        eventually(lambda: httpx.get(f"{bus.url}/shop/work/b").status_code == 404)
+    finally:
+        os.killpg(agent.pid, signal.SIGCONT)
+    eventually(lambda: agent.pid in agents.ready())
+    agents.let_go("b")
+    eventually(lambda: httpx.get(f"{bus.url}/shop/work/b", timeout=30).status_code == 200)
+    assert not answer.done()
+    agents.kill(agent)
+    began = time.monotonic()
+    assert problem(answer.result())["executed"] == "unknown"
+    assert time.monotonic() - began < 8 * LEASE
 
 
 def test_what_the_broker_lost_is_answered_and_not_left_to_its_deadline(
