@@ -38,7 +38,7 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 
 GLANCE = 1 << 20
-"""Bytes of waiting requests after which one look for vanished ones ends: to copy them blocks the broker, each second."""
+"""Bytes of waiting requests after which one look for vanished ones ends: copying them blocks the broker."""
 
 
 class Reaper:

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         sock = self._transport.get_extra_info("socket")
-        if reset and sock is not None and sock.family != socket.AF_UNIX:
+        if reset and sock is not None and sock.fileno() >= 0 and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.closed = True
         self._transport.abort()

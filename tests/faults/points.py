@@ -79,7 +79,8 @@ def arm(point: Point, nth: int, flag: Path) -> None:
         calls += 1
         if calls >= nth:
             try:
-                flag.open("x").close()
+                with flag.open("x") as file:
+                    file.write(str(os.getpid()))
             except FileExistsError:
                 return
             os.kill(os.getpid(), signal.SIGKILL)

@@ -22,6 +22,7 @@ from tests.faults.oracle import Ending, Run, Seen, Verdict, classify, parse_ledg
 from tests.faults.points import POINTS
 from tests.faults.site import MOUNT, REPOSITORY, M
 from tests.integration.fleet import Program, eventually
+from tests.integration.procs import alive
 
 LEASE = 1.0
 
@@ -106,6 +107,17 @@ class Stage:
             gateways = Registry(client, Keys()).gateways().values()
         return any(MOUNT.key in each.get("mounts", ()) for each in gateways)
 
+    def replaced(self) -> bool:
+        """Whether the process that killed itself is gone, and an agent is ready that is another."""
+        killed = self.flag.read_text()
+        if not killed or alive([int(killed)]):
+            return False
+        with self.broker.client() as client:
+            records = Registry(client, Keys()).agents(MOUNT)
+        return any(each.state == "ready" for each in records) and all(
+            each.pid != int(killed) for each in records
+        )
+
     def ask(self, ask: Ask) -> Seen:
         return asyncio.run(self.ask_here(ask))
 
@@ -158,6 +170,7 @@ def fate_of(stage: Stage, point: str, ask: Ask) -> tuple[Verdict, int]:
     eventually(stage.routed)
     seen = stage.ask(ask)
     eventually(stage.flag.exists, f"killed at {point}")
+    eventually(stage.replaced, f"replaced after {point}")
     if point.startswith("gateway"):
         seen = seen._replace(excused=True)
     # Both are there again: the arbiter and the supervisor have replaced what died.

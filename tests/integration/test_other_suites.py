@@ -12,6 +12,7 @@ import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -67,7 +68,9 @@ def source(distribution: str, folder: Path) -> Path:
     if done.returncode or not archives:
         pytest.skip(f"pip cannot fetch the source of {wanted}: {done.stderr.strip()[-300:]}")
     with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
+        # CPython 3.11 has the filter only since its fourth release.
+        safe: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder, **safe)
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
