@@ -13,7 +13,7 @@ from flaskbus.refusals import PASSING, passing
         "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
         "MISCONF Errors writing to the AOF file: No space left on device",
         "NOREPLICAS Not enough good replicas to write. script: 5d1c, on @user_script:32.",
-        *PASSING,
+        *sorted(PASSING),
     ],
 )
 def test_asked_again(answer: str) -> None:
