@@ -123,7 +123,7 @@ class Consumer:
         deadline = time.monotonic() + timeout
         if self._quiet.is_set() and self._backlog:
             self._spawn()  # the others may be busy, and what they have not begun is handed back at once
-        while threads := tuple(self._threads):
+        while threads := self._alive():
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -165,9 +165,13 @@ class Consumer:
 
     def _spawn(self) -> None:
         thread = threading.Thread(target=self._serve, name="flaskbus-request", daemon=True)
-        with self._threads_lock:
+        with self._threads_lock:  # who joins sees it begun, and it cannot end unlisted
+            thread.start()
             self._threads.add(thread)
-        thread.start()
+
+    def _alive(self) -> tuple[threading.Thread, ...]:
+        with self._threads_lock:
+            return tuple(self._threads)
 
     def _serve(self) -> None:
         """The life of a request thread."""

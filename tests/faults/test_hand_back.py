@@ -61,6 +61,32 @@ def agent(broker: Broker, app: Any, **settings: Any) -> Iterator[InProcessAgent]
         agent.stop(10.0)
 
 
+def test_a_thread_that_is_just_being_begun_can_be_waited_for(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that becomes a stream begins a thread at any moment, also while the agent stops."""
+    start = threading.Thread.start
+    endings: list[bool] = []
+
+    def slow_start(thread: threading.Thread) -> None:
+        if thread.name == "flaskbus-request":
+            waiter = threading.Thread(target=lambda: endings.append(first.consumer.join(10.0)))
+            start(waiter)
+            waiter.join(0.2)  # it looks meanwhile
+            waiters.append(waiter)
+        start(thread)
+
+    waiters: list[threading.Thread] = []
+    with agent(broker, Counted().app, threads=1) as first:
+        monkeypatch.setattr(threading.Thread, "start", slow_start)
+        first.start()
+        monkeypatch.undo()
+        first.consumer.quiet()
+        for waiter in waiters:
+            waiter.join(20.0)
+    assert endings == [True]
+
+
 def test_an_agent_that_stops_hands_back_what_it_had_not_begun(broker: Broker, counted: Counted) -> None:
     with ThreadPoolExecutor(1) as pool, running_bus(broker.url) as bus, agent(broker, counted.app) as first:
         take = first.consumer._take
