@@ -107,6 +107,11 @@ class Service:
     def pid(self) -> int:
         return self.program.pid
 
+    @property
+    def lives(self) -> bool:
+        """Whether the program itself runs; what it started may outlive it."""
+        return self.program.process.poll() is None
+
     def processes(self) -> list[int]:
         """The program's own and those that it started, also where it is dead itself."""
         return group_of(self.pid)
@@ -120,7 +125,7 @@ class Service:
 
     def tend(self) -> None:
         """Start it again where it has ended."""
-        if self.program.process.poll() is None:
+        if self.lives:
             return
         if self._restart_alone and self.processes():
             return
@@ -221,6 +226,8 @@ class Site:
     def whole(self) -> bool:
         """Every worker of every agent is ready, and every gateway accepts connections."""
         self.tend()
+        if not all(service.lives for service in self.services):
+            return False
         try:
             ready = [item.supervisor for item in self.registry.agents(MOUNT) if item.state == "ready"]
         except redis.exceptions.RedisError:

@@ -266,6 +266,7 @@ def test_slow_clients_are_closed_and_others_are_served(fleet: Fleet, count: int)
     gateway, url = fleet.gateway(
         "--header-timeout", f"{HEADER}", "--keepalive", f"{KEEPALIVE}", "--body-timeout", f"{BODY}",
         "--idle-timeout", f"{IDLE}", "--window", "65536",
+        "--queue-age", "60",  # what is to be seen here are deadlines, and not that a rush is shed
     )  # fmt: skip
     fleet.agent("fast")
     fleet.start(
