@@ -233,6 +233,7 @@ WHEN = {
     "ambiguous-target": "The path has another reading (`..`, `//`, `%2F`, `;`) that leads to another mount.",
     "invalid-request": "No Host or two, a Host that is none, a control character in the path, two lengths, "
     "an Idempotency-Key that is none.",
+    "foreign-origin": "A page of another site opens a WebSocket here; see `websocket_origins`.",
     "unknown-mount": "No app is mounted on this host and path, or its last agent left more than `mount_ttl` ago.",
     "body-timeout": "The body was not there within `body_timeout`.",
     "body-too-large": "The body is larger than `body_limit`; a stated length is refused before the body is read.",

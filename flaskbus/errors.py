@@ -72,6 +72,12 @@ class InvalidRequest(NotExecuted):
     status, code, title, fault = 400, "invalid-request", "Invalid request", "client"
 
 
+class ForeignOrigin(NotExecuted):
+    """A page of another site wants to open a WebSocket; browsers allow that, and send their cookies along."""
+
+    status, code, title, fault = 403, "foreign-origin", "WebSockets are for pages of this site", "client"
+
+
 class UnknownMount(NotExecuted):
     status, code, title, fault = 404, "unknown-mount", "Nothing is mounted here", "client"
 

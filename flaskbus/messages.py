@@ -18,6 +18,16 @@ Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Name and value pairs in the order of the wire; names in lower case on requests."""
 
 
+BODY = "body"
+"""What the inbound frames of a request hold: the rest of its body, after the part that is in the entry."""
+
+WEBSOCKET = "websocket"
+"""What they hold instead: the messages of a WebSocket."""
+
+INBOUND = 0
+"""The attempt of inbound frames: they are the client's, and the same for every run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request on its way to an agent.
@@ -42,6 +52,7 @@ class Request:
     headers: Headers = ()
     body: bytes = b""
     traceparent: str = ""
+    inbound: str = ""
     attempt: int = 1
     version: int = WIRE_VERSION
     idempotency: str = ""
@@ -96,16 +107,39 @@ class Reply:
     body: bytes
 
 
-Frame: TypeAlias = Head | Chunk | End | Failure | Reply
-FINAL_FRAMES = (End, Failure, Reply)
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A part of a WebSocket's message; ``last`` says whether it is the last one. Text is UTF-8, whole or not."""
+
+    attempt: int
+    seq: int
+    text: bool
+    last: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The end of a WebSocket: code and reason of RFC 6455 section 7.4."""
+
+    attempt: int
+    seq: int
+    code: int
+    reason: str
+
+
+Frame: TypeAlias = Head | Chunk | End | Failure | Reply | Message | Close
+FINAL_FRAMES = (End, Failure, Reply, Close)
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
     """What one doorbell message says: these exchanges have something new.
 
-    ``frames`` may carry the complete reply of the one exchange that is named, as it lies on the list.
+    ``frame`` may carry the complete reply of the one exchange that is named, as it lies on the list; ``taker`` is
+    the agent process that takes inbound frames, and waits for more.
     """
 
     ids: tuple[str, ...]
     frame: bytes | None = field(default=None, repr=False)
+    taker: str = ""

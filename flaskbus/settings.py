@@ -6,6 +6,7 @@ and the table in the docs are all made from these dataclasses. Times are in seco
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -47,10 +48,19 @@ def knob(default: Any, text: str, section: str, **metadata: Any) -> Any:
     )
 
 
+_ORIGIN = re.compile(r"https?://[^/@?#\s]+", re.IGNORECASE)
+
+
 def _proxies(value: str) -> None:
     for item in value.split(","):
         if item.strip() not in ("", "*"):
             ip_network(item.strip())
+
+
+def _origins(value: str) -> None:
+    for item in value.split(","):
+        if item.strip() not in ("", "*") and not _ORIGIN.fullmatch(item.strip()):
+            raise ValueError(f"{item.strip()!r} is no origin, such as https://example.com")
 
 
 def _url(value: str) -> None:
@@ -97,7 +107,7 @@ class CommonSettings:
         least=0.5,
     )
     body_limit: int = knob(
-        16 * 1024 * 1024,
+        4 * 1024**3,
         "Largest request body; a larger one is answered 413.",
         LIMITS,
         unit="bytes",
@@ -106,6 +116,13 @@ class CommonSettings:
     reply_limit: int = knob(
         64 * 1024,
         "Replies up to this size travel as one frame; larger ones are streamed.",
+        LIMITS,
+        unit="bytes",
+        least=1024,
+    )
+    message_limit: int = knob(
+        16 * 1024 * 1024,
+        "Largest message of a WebSocket.",
         LIMITS,
         unit="bytes",
         least=1024,
@@ -179,6 +196,15 @@ class GatewaySettings(CommonSettings):
         metavar="LIST",
         many=True,
         valid=_proxies,
+    )
+    websocket_origins: str = knob(
+        "",
+        "Origins beside the host's own whose pages may open WebSockets (https://example.com, *).",
+        LISTENING,
+        metavar="LIST",
+        many=True,
+        unset="no others",
+        valid=_origins,
     )
     graceful_timeout: float = knob(
         30.0, "How long a stopping worker lets requests finish.", PROCESS, unit="seconds", least=0.0

@@ -21,11 +21,13 @@ from flaskbus.errors import WireError
 from flaskbus.messages import (
     WIRE_VERSION,
     Chunk,
+    Close,
     End,
     Failure,
     Frame,
     Head,
     Headers,
+    Message,
     Reply,
     Request,
     Ring,
@@ -34,13 +36,19 @@ from flaskbus.messages import (
 VERSION = WIRE_VERSION
 OLDEST_READABLE = 1
 
-HEAD, CHUNK, END, FAILURE, REPLY = 1, 2, 3, 4, 5
+HEAD, CHUNK, END, FAILURE, REPLY, MESSAGE, CLOSE = 1, 2, 3, 4, 5, 6, 7
 
 MAX_HEAD = 1 << 20
 """Largest ``head`` field in bytes; servers refuse such headers long before."""
 
 MAX_CHUNK = 64 * 1024
 """Largest payload of a :class:`~flaskbus.messages.Chunk` in bytes."""
+
+MAX_BODY = 16 * 1024 * 1024
+"""Largest body in bytes that an entry holds, where it cannot be streamed."""
+
+MAX_INLINE = 256 * 1024
+"""Bytes of a body from which on what follows travels as inbound frames."""
 
 MAX_RING_FRAME = 16 * 1024
 """Largest frame in bytes that a doorbell carries beside ringing."""
@@ -119,6 +127,8 @@ def encode_request(request: Request) -> list[str | bytes | int]:
     # fmt: on
     if request.traceparent:
         fields += ("traceparent", request.traceparent)
+    if request.inbound:
+        fields += ("inbound", request.inbound)
     if request.idempotency:
         fields += ("idempotency", request.idempotency)
     fields += ("head", head, "body", msgpack.packb(request.body))
@@ -158,6 +168,7 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
             script_name=head[7],
             headers=_pair(head[8]),
             body=body,
+            inbound=entry.get(b"inbound", b"").decode("ascii"),
             version=head[0],
             idempotency=record.decode("ascii"),
         )
@@ -220,6 +231,10 @@ def _members(frame: Frame) -> list[Any]:
         return [VERSION, HEAD, frame.attempt, frame.seq, frame.status, _flatten(frame.headers), frame.agent]
     if isinstance(frame, End):
         return [VERSION, END, frame.attempt, frame.seq]
+    if isinstance(frame, Message):
+        return [VERSION, MESSAGE, frame.attempt, frame.seq, frame.text, frame.last, frame.data]
+    if isinstance(frame, Close):
+        return [VERSION, CLOSE, frame.attempt, frame.seq, frame.code, frame.reason]
     return [VERSION, FAILURE, frame.attempt, frame.seq, frame.code, frame.detail]
 
 
@@ -229,6 +244,8 @@ _FRAME_TYPES: dict[int, tuple[type, ...]] = {
     END: (),
     FAILURE: (str, str),
     REPLY: (int, list, bytes),
+    MESSAGE: (bool, bool, bytes),
+    CLOSE: (int, str),
 }
 
 
@@ -249,11 +266,15 @@ def decode_frame(data: bytes, *, max_size: int) -> Frame:
         return Head(attempt, seq, _status(rest[0]), _pair(rest[1]), rest[2])
     if kind == END:
         return End(attempt, seq)
+    if kind == MESSAGE:
+        return Message(attempt, seq, rest[0], rest[1], rest[2])
+    if kind == CLOSE:
+        return Close(attempt, seq, rest[0], rest[1])
     return Failure(attempt, seq, rest[0], rest[1])
 
 
 def _status(status: int) -> int:
-    if not 200 <= status <= 999:
+    if not 200 <= status <= 999 and status != 101:
         raise WireError(f"status {status} is not a final HTTP status")
     return status
 
@@ -262,10 +283,20 @@ def _status(status: int) -> int:
 
 
 def decode_ring(message: bytes) -> Ring:
-    """``id`` or ``id,id,…`` or ``id frame``, as the scripts publish it."""
+    """``id`` or ``id,id,…`` or ``id frame``, as the scripts publish it, or what :func:`encode_taken` makes."""
     ids, space, frame = message.partition(b" ")
     try:
-        names = tuple(ids.decode("ascii").split(","))
+        names, _, taker = ids.decode("ascii").partition("@")
     except UnicodeDecodeError:
         raise WireError("a doorbell message is not ours") from None
-    return Ring(names, frame if space else None)
+    return Ring(tuple(names.split(",")), frame if space else None, taker)
+
+
+def encode_ring(request_id: str, element: bytes) -> bytes:
+    """The doorbell message for one exchange, with the element that is new on its list, or without one."""
+    return b"%s %s" % (request_id.encode(), element) if element else request_id.encode()
+
+
+def encode_taken(request_id: str, agent: str) -> str:
+    """The doorbell message by which an agent says that it takes inbound frames, and where to ring for more."""
+    return f"{request_id}@{agent}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from flaskbus import wire
 from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, connect
 from flaskbus.keys import Keys
@@ -29,7 +30,8 @@ from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Ending, Runner
 from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.moves import Moves
-from flaskbus_agent.outbox import Credit, Entry, Running, Served, entry_time
+from flaskbus_agent.outbox import Bells, Entry, Running, Served, entry_time
+from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.reading import ANSWER
 from flaskbus_agent.wsgi import Cancelled
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 CLOCK = 5.0
 """Seconds for which the broker's clock is taken to run as fast as ours."""
+
+SHARED = 2
+"""Connections that all streams of a process share."""
 
 AGAIN = 1.0
 """Seconds until we look again at what we hold, after a write about it was refused."""
@@ -83,12 +88,13 @@ class Consumer:
         self._rotation = 0
         self._moves = Moves(settings.redis)
         self._reader = open_reader(settings.redis, agent_id, self._channel)
+        self._shared = ChannelPool([self._channel(f"streams-{n}", ANSWER) for n in range(SHARED)])
         self._trouble = ""
         self._clocks: dict[bytes, float] = {}
         """Of the broker that has a stream, in milliseconds, when our monotonic clock was at 0; as far as known."""
         self._clock_due = 0.0
-        self.credit = Credit()
-        self._runner = Runner(settings, agent_id, self.credit, self._look_again)
+        self.bells = Bells()
+        self._runner = Runner(settings, agent_id, self.bells, self._look_again)
         self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
         self.served = 0
 
@@ -141,18 +147,17 @@ class Consumer:
         threading.Thread(target=self._end_events, name="flaskbus-ending", daemon=True).start()
 
     def _end_events(self) -> None:
-        channel = self._channel("ending", ANSWER)
         for running in self.running():
             if running.events is not None:
                 with suppress(Cancelled, redis.exceptions.RedisError):
-                    running.events.end_events(channel)
-        channel.close()
+                    running.events.end_events(self._shared)
 
     def close(self) -> None:
         """Give up replies that cannot be sent, and hang up."""
         self.quiet()
         self._runner.given_up.set()
         self._reader.close()
+        self._shared.close()
 
     def running(self) -> list[Running]:
         return list(self._running.values())
@@ -163,8 +168,9 @@ class Consumer:
 
     # Threads
 
-    def _spawn(self) -> None:
-        thread = threading.Thread(target=self._serve, name="flaskbus-request", daemon=True)
+    def _spawn(self, channel: Channel | None = None) -> None:
+        channel = channel or self._channel("writer", ANSWER)
+        thread = threading.Thread(target=self._serve, args=(channel,), name="flaskbus-request", daemon=True)
         with self._threads_lock:  # who joins sees it begun, and it cannot end unlisted
             thread.start()
             self._threads.add(thread)
@@ -173,14 +179,15 @@ class Consumer:
         with self._threads_lock:
             return tuple(self._threads)
 
-    def _serve(self) -> None:
+    def _serve(self, channel: Channel) -> None:
         """The life of a request thread."""
-        channel = self._channel("writer", ANSWER)
         streamed = False
 
-        def on_stream() -> None:
+        def on_stream() -> ChannelPool | None:
             nonlocal streamed
-            streamed = streamed or self._lend()
+            if not streamed:
+                streamed = self._lend(channel)
+            return self._shared if streamed else None
 
         try:
             while (entry := self._next()) is not None:
@@ -191,21 +198,22 @@ class Consumer:
                 if streamed:
                     return  # its place was taken while it streamed
         finally:
-            channel.close()
+            if not streamed:
+                channel.close()
             with self._threads_lock:
                 if streamed:
                     self._streams -= 1
                 self._threads.discard(threading.current_thread())
 
-    def _lend(self) -> bool:
-        """A response became a stream: give its place among the request threads to a new thread, if there is
-        room in the budget for streams.
+    def _lend(self, channel: Channel) -> bool:
+        """A request became a stream: give its place among the request threads, and its connection, to a new
+        thread, if there is room in the budget for streams.
         """
         with self._threads_lock:
             if self._streams >= self.settings.streams or self._quiet.is_set():
                 return False
             self._streams += 1
-        self._spawn()
+        self._spawn(channel)
         return True
 
     def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
@@ -362,8 +370,10 @@ class Consumer:
                 message = client.get_message(ignore_subscribe_messages=True, timeout=1.0)
                 if message is not None:
                     unheard = 0
-                    for request_id in message["data"].partition(b" ")[0].decode("latin-1").split(","):
-                        self.credit.ring(request_id)
+                    ring = wire.decode_ring(message["data"])
+                    for request_id in ring.ids:
+                        self.bells.ring(request_id, ring.frame or b"")
+                        self._runner.bridge.ring(request_id, ring.frame or b"")
                 elif self._moves.possible:
                     unheard += 1
                     if unheard > UNHEARD:

@@ -18,6 +18,7 @@ it refuses a hand-back for good     it is looked at again: nothing ran
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -35,12 +37,18 @@ from flaskbus.acl import mend
 from flaskbus.broker import Unavailable
 from flaskbus.errors import WireError
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
-from flaskbus.messages import NOT_RUN, Failure, Request
+from flaskbus.messages import BODY, NOT_RUN, WEBSOCKET, Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
+from flaskbus_agent.bridge import Bridge, Line, LineSink
 from flaskbus_agent.channel import Channel
-from flaskbus_agent.outbox import Credit, Entry, Outbox, Running, entry_time, signer
+from flaskbus_agent.inbound import InboundBody
+from flaskbus_agent.outbox import Bells, Entry, Outbox, Running, entry_time, seal_of
+from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 log = logging.getLogger("flaskbus.agent")
 
@@ -63,11 +71,11 @@ class Runner:
     """
 
     def __init__(
-        self, settings: AgentSettings, agent_id: str, credit: Credit, look_again: Callable[[], None]
+        self, settings: AgentSettings, agent_id: str, bells: Bells, look_again: Callable[[], None]
     ) -> None:
         self.settings = settings
         self.agent_id = agent_id
-        self.credit = credit
+        self.bells = bells
         self.keeper = settings.keeper
         self.given_up = threading.Event()
         """Set when the process ends and replies that could not be sent are lost with it."""
@@ -75,6 +83,7 @@ class Runner:
         """Set when streams of events are to end at their next event boundary."""
         self.stopping = threading.Event()
         """Set when nothing more is to be begun."""
+        self.bridge = Bridge()
         self._replays = Replays()
         self._refused = 0
         self._look_again = look_again
@@ -86,7 +95,7 @@ class Runner:
         """The request of an entry; an unreadable one is buried."""
         try:
             signature = self._check_signature(entry)
-            request = wire.decode_request(entry.fields, max_body=self.settings.body_limit)
+            request = wire.decode_request(entry.fields, max_body=wire.MAX_BODY)
             if signature is not None:
                 self._replays.admit(signature)
             return request
@@ -117,12 +126,12 @@ class Runner:
         request: Request,
         channel: Channel,
         running: Running,
-        on_stream: Callable[[], None],
+        on_stream: Callable[[], ChannelPool | None],
     ) -> Ending:
         """Run the app and send what it answers, unless there is a reason not to begin; raises nothing."""
         outbox = Outbox(
             channel, entry, request, self.agent_id,
-            window=self.settings.window, credit=self.credit, running=running,
+            window=self.settings.window, bells=self.bells, running=running,
             keeper=self.keeper, given_up=self.given_up, ending=self.ending, on_stream=on_stream,
         )  # fmt: skip
         ran = False
@@ -135,13 +144,20 @@ class Runner:
             environ = build_environ(
                 request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
             )
-            respond(
-                entry.served.app,
-                environ,
-                outbox,
-                method=request.method,
-                reply_limit=self.settings.reply_limit,
-            )
+            if request.inbound == BODY:
+                environ["wsgi.input"] = io.BufferedReader(
+                    InboundBody(request, entry, outbox, running), wire.MAX_CHUNK
+                )
+            if request.inbound == WEBSOCKET:
+                self._websocket(entry, request, outbox, environ)
+            else:
+                respond(
+                    entry.served.app,
+                    environ,
+                    outbox,
+                    method=request.method,
+                    reply_limit=self.settings.reply_limit,
+                )
         except Cancelled:
             pass
         except redis.exceptions.RedisError as error:
@@ -153,7 +169,7 @@ class Runner:
             else:
                 self._keep("a request could not be handed back: %s%s", text, hint)
         finally:
-            self.credit.forget(request.id)
+            self.bells.forget(request.id)
         if outbox.settled:
             return Ending.SETTLED
         if ran:
@@ -161,6 +177,25 @@ class Runner:
         if (signature := signature_of(entry.fields)) is not None:
             self._replays.forgive(signature)
         return Ending.UNTOUCHED
+
+    def _websocket(self, entry: Entry, request: Request, outbox: Outbox, environ: WSGIEnvironment) -> None:
+        """Run an app that may take the handshake: it finds a socket where werkzeug's server puts one."""
+        offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
+        names = [name for item in offered.split(",") if (name := item.strip())]
+        line = Line(outbox, entry.served.keys.inbound(request.id), names, self.settings.message_limit)
+        environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)  # they are the client's with the gateway
+        environ |= {
+            "HTTP_CONNECTION": "Upgrade",
+            "HTTP_UPGRADE": "websocket",
+            "HTTP_SEC_WEBSOCKET_KEY": line.client.key,
+            "werkzeug.socket": line.apps,
+        }
+        self.bridge.add(line)
+        try:
+            respond(entry.served.app, environ, LineSink(line, self.bridge, outbox), method=request.method)
+        finally:
+            line.end_app()
+            line.over.wait()
 
     def _confess(self, outbox: Outbox) -> None:
         """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""
@@ -218,7 +253,9 @@ class Runner:
         record = (keys.idempotent(name),) if name else ()
         letter = letters.of_stranger(entry.fields, reason, at=datetime.now(UTC), entry=entry.entry_id)
         failure = Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}")
-        frame = wire.encode_frame(failure, signer(entry, request_id) if signed else None)
+        frame = wire.encode_frame(
+            failure, seal.sign if signed and (seal := seal_of(entry, request_id)) else None
+        )
         try:
             channel.script(
                 "bury",

@@ -65,8 +65,8 @@ def build_environ(
             environ[key] = value.decode("latin-1")
     for key, values in repeated.items():
         environ[key] = _joined(key, values)
-    # The body is here whole: its length is known, whatever framing brought it.
-    if request.body or "CONTENT_LENGTH" in environ:
+    # A body that is here whole has a known length, whatever framing brought it.
+    if not request.inbound and (request.body or "CONTENT_LENGTH" in environ):
         environ["CONTENT_LENGTH"] = str(len(request.body))
     environ["SERVER_NAME"], environ["SERVER_PORT"] = _server(request, environ.get("HTTP_HOST", ""))
     return environ

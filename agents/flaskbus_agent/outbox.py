@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,18 +18,17 @@ from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.broker import Unavailable
 from flaskbus.idempotency import Keeper
 from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
-from flaskbus.messages import Chunk, End, Failure, Frame, Head, Headers, Reply, Request
+from flaskbus.messages import Chunk, Close, End, Failure, Frame, Head, Headers, Message, Reply, Request
 from flaskbus.refusals import passing
-from flaskbus.signing import Seal, opener
+from flaskbus.signing import FrameSeal, Seal, opener
 from flaskbus_agent.channel import Argument, Channel
+from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger("flaskbus.agent")
-
-Signer = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +57,13 @@ class Entry:
     done: bool = False
 
 
-def signer(entry: Entry, request_id: str) -> Signer | None:
+def seal_of(entry: Entry, request_id: str) -> FrameSeal | None:
     """What signs the frames of a request that was signed right: the same key. ``None`` where nobody signs."""
     seals = entry.served.seals
     if not seals:
         return None
     seal = seals[0] if len(seals) == 1 else opener(seals, entry.fields, 0)[0]
-    return seal.frames(request_id, wire.peek_record(entry.fields)).sign
+    return seal.frames(request_id, wire.peek_record(entry.fields))
 
 
 def entry_time(entry_id: bytes) -> int:
@@ -94,29 +93,43 @@ class Running:
         self.begun = self.since
 
 
-class Credit:
-    """Who waits for a client to take what was sent: request id -> event."""
+class Bell:
+    """Rings for one request: its client took something, sent something, or went away."""
 
     def __init__(self) -> None:
-        self._events: dict[str, threading.Event] = {}
+        self._event = threading.Event()
+        self.elements: deque[bytes] = deque(maxlen=256)
+        """Elements of the inbound list that came with the rings; the list has them too."""
 
-    def expect(self, request_id: str) -> None:
+    def ring(self, element: bytes) -> None:
+        if element:
+            self.elements.append(element)
+        self._event.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Until it rings, or ``timeout`` seconds; whether it rang."""
+        rang = self._event.wait(timeout)
+        self._event.clear()
+        return rang
+
+
+class Bells:
+    """Who listens to the doorbell: request id -> bell."""
+
+    def __init__(self) -> None:
+        self._bells: dict[str, Bell] = {}
+
+    def of(self, request_id: str) -> Bell:
         """From now on a ring is not lost, also if nobody waits for it yet."""
-        self._events.setdefault(request_id, threading.Event())
+        return self._bells.setdefault(request_id, Bell())
 
-    def wait(self, request_id: str, timeout: float) -> None:
-        """Until the doorbell rings for this request, or ``timeout`` seconds."""
-        event = self._events.setdefault(request_id, threading.Event())
-        event.wait(timeout)
-        event.clear()
-
-    def ring(self, request_id: str) -> None:
-        event = self._events.get(request_id)
-        if event is not None:
-            event.set()
+    def ring(self, request_id: str, element: bytes = b"") -> None:
+        bell = self._bells.get(request_id)
+        if bell is not None:
+            bell.ring(element)
 
     def forget(self, request_id: str) -> None:
-        self._events.pop(request_id, None)
+        self._bells.pop(request_id, None)
 
 
 class Outbox:
@@ -130,25 +143,26 @@ class Outbox:
         agent: str,
         *,
         window: int,
-        credit: Credit,
+        bells: Bells,
         running: Running,
         keeper: Keeper,
         given_up: threading.Event,
         ending: threading.Event,
-        on_stream: Callable[[], None],
+        on_stream: Callable[[], ChannelPool | None],
     ) -> None:
-        self._channel = channel
+        self._channel: Channel | ChannelPool = channel
         self._entry = entry
         self._request = request
         self.agent = agent
         self._window = window
-        self._credit = credit
+        self._bells = bells
         self._running = running
         self._keeper = keeper
         self._given_up = given_up
         self._ending = ending
         self._on_stream = on_stream
-        self._sign = signer(entry, request.id)
+        self._seal = seal_of(entry, request.id)
+        self._sign = self._seal.sign if self._seal else None
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
@@ -202,7 +216,7 @@ class Outbox:
             self._running.events = self
         self._pause(on_list)
 
-    def end_events(self, channel: Channel) -> None:
+    def end_events(self, channel: ChannelPool) -> None:
         """End the response now if it is at an event boundary: another thread's way, while the app's code goes on.
 
         Raises :class:`Cancelled` as :meth:`finish` does.
@@ -244,7 +258,7 @@ class Outbox:
         seconds, microseconds = self._again(lambda: self._channel.at(requests, "TIME"))
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    def finish(self, frames: list[Frame], channel: Channel | None = None) -> None:
+    def finish(self, frames: list[Frame], channel: Channel | ChannelPool | None = None) -> None:
         """Send the last frames; raises :class:`Cancelled` where nobody may send them any more.
 
         The ``channel`` is that of the calling thread, where it is not the one that runs the app.
@@ -262,23 +276,94 @@ class Outbox:
     def _push(self, frames: list[Frame]) -> int:
         """Send further frames; how many lie on the list now."""
         if not self._streaming:
-            self._credit.expect(self._request.id)
+            self.bell()
         encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
-        while (outcome := self._insist("push", [*self._arguments(), *encoded])) == b"full":
+        while (
+            outcome := self._insist("push", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        ) == b"full":
             # The broker is out of memory: go on when the client has taken what lies there.
             if self._given_up.is_set():
                 raise Cancelled
-            self._credit.wait(self._request.id, 1.0)
+            self.bell().wait(1.0)
         if isinstance(outcome, bytes):
             self.settled = True
             if self._request.idempotency:
                 self.finish([End(self._request.attempt, self._seq)])  # its record learns that it ran
             self._not_wanted(outcome)
         self._sizes.extend(len(element) for element in encoded)
+        self.become_stream()
+        return outcome
+
+    def become_stream(self) -> None:
+        """It may last: its thread and its connection are not needed for short requests any more, if possible."""
         if not self._streaming:
             self._streaming = True
-            self._on_stream()
-        return outcome
+            self._channel = self._on_stream() or self._channel
+
+    # WebSockets
+
+    @property
+    def request_id(self) -> str:
+        return self._request.id
+
+    def accept(self, headers: Headers) -> None:
+        """The app took the handshake of a WebSocket. What its code does from now on takes as long as it likes."""
+        self._running.since = math.inf
+        self._push([Head(self._request.attempt, self._take_seq(), 101, headers, self.agent)])
+
+    def messages(self, parts: Iterable[tuple[bool, bool, bytes]]) -> bool:
+        """Send parts of messages (text, last, data); whether there is room for more."""
+        return self._has_room(self._push([self._message(*part) for part in parts]))
+
+    def _message(self, text: bool, last: bool, data: bytes) -> Message:
+        return Message(self._request.attempt, self._take_seq(), text, last, data)
+
+    def has_room(self) -> bool:
+        """Whether the client has taken enough of what was sent."""
+        return self._has_room(self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id)))
+
+    def _has_room(self, on_list: int) -> bool:
+        while len(self._sizes) > on_list:
+            self._sizes.popleft()
+        return sum(self._sizes) < self._window
+
+    def close(self, parts: Iterable[tuple[bool, bool, bytes]], code: int, reason: str) -> None:
+        """The last messages of the app, and how it ended the WebSocket."""
+        last: list[Frame] = [self._message(*part) for part in parts]
+        self.finish([*last, Close(self._request.attempt, self._take_seq(), code, reason)])
+
+    # Inbound frames
+
+    @property
+    def is_signed(self) -> Callable[[bytes], bool] | None:
+        """Says of an inbound element whether it is signed right; ``None`` where nobody signs."""
+        return None if self._seal is None else self._seal.is_signed
+
+    def bell(self) -> Bell:
+        return self._bells.of(self._request.id)
+
+    def read_inbound(self, key: str, start: int, count: int) -> list[bytes]:
+        """Up to ``count`` elements of the inbound list at ``key``; they stay on it."""
+        elements: list[bytes] = self._again(
+            lambda: self._channel.call("LRANGE", key, start, start + count - 1)
+        )
+        return elements
+
+    def took(self, key: str, count: int, first: bytes) -> None:
+        """Remove elements from the front of the list, of which ``first`` is how it begins; let the gateway go on.
+
+        Raises :class:`Cancelled` where the request is not ours any more.
+        """
+        keys, request = self._entry.served.keys, self._request
+        names = [keys.requests, key]
+        args: list[Argument] = [
+            GROUP, self._entry.entry_id, self.agent, keys.doorbell(request.gateway),
+            wire.encode_taken(request.id, self.agent), count, first,
+        ]  # fmt: skip
+        outcome = self._again(lambda: self._channel.script("took", names, args))
+        if outcome != b"done":
+            self.settled = True
+            self._not_wanted(outcome)
 
     def _pause(self, on_list: int) -> None:
         """Wait while the client is a whole window behind."""
@@ -288,7 +373,7 @@ class Outbox:
             # A gateway of wire version 1 leaves one frame on the list until the next one has come.
             if sum(self._sizes) < self._window or len(self._sizes) <= 1:
                 return
-            self._credit.wait(self._request.id, 1.0)
+            self.bell().wait(1.0)
             on_list = self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id))
             if on_list == 0:
                 self._sizes.clear()  # taken, or nobody wants it: the next push will tell
@@ -306,7 +391,11 @@ class Outbox:
         return (self._entry.served.keys.idempotent(request.idempotency),), (self._keeper.life, fate)
 
     def _insist(
-        self, script: str, args: list[Argument], channel: Channel | None = None, record: tuple[str, ...] = ()
+        self,
+        script: str,
+        args: list[Argument],
+        channel: Channel | ChannelPool | None = None,
+        record: tuple[str, ...] = (),
     ) -> int | bytes:
         """Run a script, again after each lost answer: a second run of any of them changes nothing.
 

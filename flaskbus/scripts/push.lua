@@ -1,7 +1,8 @@
 -- push: an agent sends frames of a request that goes on; the first of them is its head.
 --
 -- KEYS  1 request stream   2 reply list
--- ARGV  1 group   2 entry id   3 consumer   4 list TTL in ms   5 doorbell channel   6 request id   7… frames
+-- ARGV  1 group   2 entry id   3 consumer   4 list TTL in ms   5 doorbell channel   6 request id
+--       7 largest frame that the doorbell carries   8… frames
 --
 -- outcome    when                                          what was done
 -- a number   the entry is pending and mine                 frames pushed, bell rung; the list's length now
@@ -23,11 +24,13 @@ end
 if #pending == 0 then return 'finished' end
 if pending[1][2] ~= ARGV[3] then return 'lost' end
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
-local length = redis.pcall('RPUSH', KEYS[2], unpack(ARGV, 7))
+local length = redis.pcall('RPUSH', KEYS[2], unpack(ARGV, 8))
 if type(length) == 'table' then
   if string.find(length.err, 'OOM', 1, true) then return 'full' end
   return length
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('PUBLISH', ARGV[5], ARGV[6])
+local ring = ARGV[6]
+if #ARGV == 8 and #ARGV[8] <= tonumber(ARGV[7]) then ring = ring .. ' ' .. ARGV[8] end
+redis.call('PUBLISH', ARGV[5], ring)
 return length

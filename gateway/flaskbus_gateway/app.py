@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
-from flaskbus import errors
+from flaskbus import errors, wire
 from flaskbus.boundaries import Boundaries, boundaries
-from flaskbus.messages import Chunk, Reply, Request
+from flaskbus.messages import BODY, WEBSOCKET, Chunk, Head, Reply, Request
 from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.directory import MountState
@@ -17,7 +17,9 @@ from flaskbus_gateway.exchange import ClientGone, Exchange, StreamEnded
 from flaskbus_gateway.forwarding import TrustedProxies
 from flaskbus_gateway.http import (
     Incoming,
+    Receive,
     Scope,
+    Send,
     add_date,
     has_body,
     problem,
@@ -25,11 +27,9 @@ from flaskbus_gateway.http import (
     stated_length,
 )
 from flaskbus_gateway.switchboard import Switchboard
+from flaskbus_gateway.websocket import Origins, WebSocket, denial
 
 log = logging.getLogger("flaskbus.gateway")
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 WATCH_AFTER = 0.1
 """Seconds after which an exchange begins to listen for its client going away. Most are over by then, and a
@@ -46,6 +46,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.proxies = TrustedProxies(settings.trusted_proxies)
+        self.origins = Origins(settings.websocket_origins)
         self.board: Switchboard | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._young: list[tuple[Exchange, Receive]] = []
@@ -60,8 +61,7 @@ class Gateway:
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         elif kind == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1011, "reason": ""})
+            await self._websocket(scope, receive, send)
 
     # Life
 
@@ -132,8 +132,12 @@ class Gateway:
             state, request = await self._accept(board, scope, receive)
             exchange = Exchange(board, state, request)
             board.open(exchange)
-            self._young.append((exchange, receive))
-            await exchange.send()
+            if request.inbound:
+                await exchange.send()
+                self._send_rest(exchange, receive)
+            else:
+                self._young.append((exchange, receive))
+                await exchange.send()
             head = await exchange.head()
             board.got_head(exchange)
             started = True
@@ -163,11 +167,62 @@ class Gateway:
                 else:
                     board.spawn(self._take_back(board, exchange), last_act=True)
 
+    # WebSockets
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.board is None:
+            await self.start()
+        board = self.board
+        assert board is not None
+        await receive()
+        exchange: Exchange | None = None
+        socket: WebSocket | None = None
+        try:
+            state, request = await self._accept(board, {**scope, "method": "GET"}, receive)
+            exchange = Exchange(board, state, replace(request, inbound=WEBSOCKET))
+            board.open(exchange)
+            socket = WebSocket(exchange, receive, send, self.settings.message_limit)
+            inbound = exchange.open_inbound()
+            await exchange.send()
+            exchange.pump(socket.feed(inbound))
+            head = await exchange.head()
+            board.got_head(exchange)
+            if head.status == 101 and isinstance(head, Head):
+                inbound.taken(head.agent)
+                await socket.accept(head)
+                await socket.relay()
+            else:
+                await send(denial(head))
+                if isinstance(head, Reply):
+                    await send({"type": "websocket.http.response.body", "body": head.body})
+                else:
+                    await self._relay(exchange, None, send, "websocket.http.response.body")
+        except errors.BusError as error:
+            if socket is not None and socket.accepted:
+                await socket.fail(str(error))
+            else:
+                await self._deny(error, exchange, send)
+        except (ClientGone, OSError):
+            pass
+        finally:
+            if exchange is not None:
+                if exchange.ended:
+                    board.close_exchange(exchange)
+                else:
+                    board.spawn(self._take_back(board, exchange), last_act=True)
+
+    async def _deny(self, error: errors.BusError, exchange: Exchange | None, send: Send) -> None:
+        status, headers, body = problem(error, exchange.request.id if exchange else "")
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+
     async def _accept(self, board: Switchboard, scope: Scope, receive: Receive) -> tuple[MountState, Request]:
         """Route, admit, and only then read the body."""
         if scope["method"] == "CONNECT":
             raise errors.InvalidRequest("CONNECT asks for a tunnel, and this is no proxy")
         incoming = Incoming(scope, self.proxies)
+        if scope["type"] == "websocket":
+            self.origins.check(incoming)
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
             mount = await self._look_again(board, incoming)
@@ -177,10 +232,12 @@ class Gateway:
         if state.policy is not None:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
         board.admission.admit(state.queue, mount.name, incoming.content_length or 0, board.now())
-        body = b""
+        body, whole = b"", True
         if has_body(scope, incoming):
+            # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.
+            most = wire.MAX_BODY if record or not state.streams else wire.MAX_INLINE
             try:
-                body = await self._read_body(incoming, receive)
+                body, whole = await self._read_body(incoming, receive, most)
                 board.admission.check(state.queue, mount.name, board.now())
             except BaseException:
                 board.admission.close(state.queue)
@@ -199,6 +256,7 @@ class Gateway:
             headers=headers,
             traceparent=incoming.traceparent,
             body=body,
+            inbound="" if whole else BODY,
             idempotency=record,
         )
 
@@ -217,8 +275,11 @@ class Gateway:
             detail += f"; this would mount one: flaskbus-agent MODULE:APP --prefix {first}"
         raise errors.UnknownMount(detail)
 
-    async def _read_body(self, incoming: Incoming, receive: Receive) -> bytes:
+    async def _read_body(self, incoming: Incoming, receive: Receive, most: int) -> tuple[bytes, bool]:
+        """The body, or the first part of it that has more than ``most`` bytes; whether it is the whole."""
         limit = self.settings.body_limit
+        if most == wire.MAX_BODY:
+            limit = min(limit, most)
         if incoming.content_length is not None and incoming.content_length > limit:
             raise errors.BodyTooLarge(f"{incoming.content_length} bytes; at most {limit} are taken")
         parts: list[bytes] = []
@@ -226,7 +287,7 @@ class Gateway:
         message: dict[str, Any] = {"more_body": True}
         try:
             async with asyncio.timeout(self.settings.body_timeout) as deadline:
-                while message.get("more_body"):
+                while message.get("more_body") and size <= most:
                     message = await receive()
                     if deadline.expired():
                         # CPython 3.11's wait_for() swallows a cancellation that comes together with a byte.
@@ -240,9 +301,17 @@ class Gateway:
             raise errors.BodyTimeout(f"{size} bytes came within {self.settings.body_timeout:g} s") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts), not message.get("more_body")
 
-    async def _relay(self, exchange: Exchange, left: int | None, send: Send) -> None:
+    def _send_rest(self, exchange: Exchange, receive: Receive) -> None:
+        """Send the rest of the body while its reply is waited for; then listen for the end of the client."""
+        exchange.send_rest(
+            receive, len(exchange.request.body), lambda: self._young.append((exchange, receive))
+        )
+
+    async def _relay(
+        self, exchange: Exchange, left: int | None, send: Send, kind: str = "http.response.body"
+    ) -> None:
         """Bring the client what the app yields, as fast as the client takes it.
 
         ``left``: bytes of the body, where the app said. A client that has them all may have sent its next request
@@ -257,16 +326,16 @@ class Gateway:
                 log.info("%s ended after its answer was out: %s", exchange.request.target, error)
                 await send({"type": "http.response.body", "body": b""})
                 return
-            for frame in frames:
-                if isinstance(frame, Chunk):
-                    left = None if left is None else left - len(frame.data)
-                    await send({"type": "http.response.body", "body": frame.data, "more_body": True})
+            data = b"".join(frame.data for frame in frames if isinstance(frame, Chunk))
+            if data:
+                left = None if left is None else left - len(data)
+                await send({"type": kind, "body": data, "more_body": True})
             if exchange.gone:
                 raise ClientGone
             if exchange.ended:
-                await send({"type": "http.response.body", "body": b""})
+                await send({"type": kind, "body": b""})
                 return
-            exchange.handed_over(len(frames))
+            exchange.handed_over(len(frames), len(data))
 
     async def _relay_events(self, exchange: Exchange, found: Boundaries, send: Send) -> None:
         """The same, for a response that may end at an event boundary before the app ends it."""
@@ -285,7 +354,7 @@ class Gateway:
                 if exchange.gone:
                     raise ClientGone
                 if not over:
-                    exchange.handed_over(len(frames))
+                    exchange.handed_over(len(frames), len(data))
         except StreamEnded:
             pass
         finally:

@@ -30,6 +30,7 @@ from gunicorn.asgi import parser, protocol
 from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
 
 from flaskbus.errors import BusError, InvalidRequest
+from flaskbus_gateway import handshake
 
 if TYPE_CHECKING:
     from flaskbus_gateway.worker import Worker
@@ -48,6 +49,7 @@ CLOSE = (b"connection", b"close")
 SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
+handshake.install()
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
 for _status in HTTPStatus:
     # Otherwise 207, 416 and others are "Unknown".
@@ -172,6 +174,10 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
+
+    def _build_websocket_scope(self, *args: Any) -> dict[str, Any]:
+        scope: dict[str, Any] = super()._build_websocket_scope(*args)
+        return scope | {"extensions": {"websocket.http.response": {}}}
 
     async def _serve_http_request(self, *args: Any) -> bool:
         receiver = self._body_receiver

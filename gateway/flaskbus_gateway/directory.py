@@ -68,7 +68,7 @@ class Directory:
         *,
         listen: Callable[[MountState], asyncio.Future[None]],
         unlisten: Callable[[MountState], None],
-        on_routes: Callable[[], None],
+        on_routes: Callable[[], object],
         on_change: Callable[[MountState], None],
         on_doubtful: Callable[[MountState, list[Answer]], None],
         on_orphan: Callable[[MountState, str], Awaitable[None]],

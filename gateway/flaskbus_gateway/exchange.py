@@ -13,15 +13,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flaskbus import errors
+from flaskbus import errors, wire
 from flaskbus.keys import GROUP
-from flaskbus.messages import NOT_RUN, Chunk, End, Failure, Frame, Head, Reply, Request
+from flaskbus.messages import (
+    FINAL_FRAMES,
+    NOT_RUN,
+    Chunk,
+    Close,
+    End,
+    Failure,
+    Frame,
+    Head,
+    Message,
+    Reply,
+    Request,
+)
 from flaskbus_gateway.entries import encode, refused
+from flaskbus_gateway.http import Receive
 from flaskbus_gateway.idempotency import send_once
+from flaskbus_gateway.inbound import ClientLeft, Inbound
 from flaskbus_gateway.link import AnswerError, LinkDown, LinkError, LinkLost
 from flaskbus_gateway.replies import ReplyList
 
@@ -49,6 +63,7 @@ class Exchange:
         "_board",
         "_expired",
         "_failure",
+        "_pump",
         "_waiter",
         "adrift",
         "agent",
@@ -60,9 +75,11 @@ class Exchange:
         "gone",
         "has_head",
         "holding",
+        "inbound",
         "record",
         "replies",
         "request",
+        "seal",
         "started",
         "state",
     )
@@ -88,7 +105,8 @@ class Exchange:
         """Whether the broker was started anew since it was sent: what it says now may be what it knew before."""
         self.record = (state.keys.idempotent(request.idempotency),) if request.idempotency else ()
         """The key of the record of its Idempotency-Key, for the scripts that take one."""
-        seal = state.seal.frames(request.id, request.idempotency) if state.seal else None
+        self.seal = state.seal.frames(request.id, request.idempotency) if state.seal else None
+        """Signs what goes to the agent, and checks what comes from it."""
         self.replies = ReplyList(
             board.link,
             state.keys.reply(request.id),
@@ -96,8 +114,11 @@ class Exchange:
             max_frame=board.max_frame,
             spawn=board.spawn,
             on_news=self._wake,
-            is_signed=None if seal is None else seal.is_signed,
+            is_signed=None if self.seal is None else self.seal.is_signed,
         )
+        self.inbound: Inbound | None = None
+        """What the client sends after its request."""
+        self._pump: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: errors.BusError | StreamEnded | None = None
         self._expired = False
@@ -189,7 +210,7 @@ class Exchange:
 
     def _pop(self) -> Frame:
         frame = self.replies.frames.popleft()
-        self.ended = isinstance(frame, (Reply, End, Failure))
+        self.ended = isinstance(frame, FINAL_FRAMES)
         return frame
 
     async def head(self) -> Head | Reply:
@@ -212,11 +233,15 @@ class Exchange:
             self.holding = not self.state.alive
         while True:
             limit = settings.hold if self.holding else settings.head_timeout
+            left = self._last_progress + limit - self._board.now()
             try:
                 if self.holding and self.state.failing:
                     raise TimeoutError
-                frame = await self.frame(max(0.0, self.started + limit - self._board.now()))
+                frame = await self.frame(max(0.0, left))
             except TimeoutError:
+                hopeless = self.holding and self.state.failing
+                if not hopeless and self._last_progress + limit > self._board.now():
+                    continue  # the body went on meanwhile
                 if self.holding and self.state.alive:
                     self.holding = False
                     continue
@@ -233,6 +258,11 @@ class Exchange:
             if isinstance(frame, Failure):
                 raise errors.AgentLost(frame.detail)
             raise errors.AgentLost("the agent sent a body without a head")
+
+    @property
+    def _last_progress(self) -> float:
+        """When the client or the app last did what the reply has to wait for (monotonic seconds)."""
+        return self.started if self.inbound is None else max(self.started, self.inbound.progress)
 
     async def _send_again(self, reason: str) -> None:
         """An agent ended the request without running it: it stops, or found it too old.
@@ -311,6 +341,55 @@ class Exchange:
         self.entry_id, self.adrift = entry_id, entry_id is None
         if self.adrift and not await self.has_news():
             self.fail(errors.AgentLost("the connection to the broker broke, and the request is not there"))
+
+    # The rest of the body
+
+    def send_rest(self, receive: Receive, received: int, then: Callable[[], None]) -> None:
+        """Begin to send what ``receive`` has left of the body; ``then`` is called when that was all of it."""
+        self.pump(self._send_rest(self.open_inbound(), receive, received, then))
+
+    def pump(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a coroutine send what the client has, until the exchange is closed."""
+        self._pump = self._board.spawn(work)
+
+    def open_inbound(self) -> Inbound:
+        """The list of what the client sends after its request."""
+        link, keys, seal = self._board.link, self.state.keys, self.seal
+
+        def ring(agent: str, element: bytes) -> None:
+            link.tell("PUBLISH", keys.doorbell(agent), wire.encode_ring(self.request.id, element))
+
+        self.inbound = Inbound(
+            link,
+            keys.inbound(self.request.id),
+            window=self._board.settings.window,
+            ring=ring,
+            sign=None if seal is None else seal.sign,
+        )
+        return self.inbound
+
+    async def _send_rest(
+        self, inbound: Inbound, receive: Receive, received: int, then: Callable[[], None]
+    ) -> None:
+        settings = self._board.settings
+        try:
+            await inbound.push_body(
+                receive, received=received, limit=settings.body_limit, timeout=settings.body_timeout
+            )
+        except ClientLeft:
+            self.abandon()
+        except errors.BusError as error:
+            if await self.withdraw() != "undelivered" or self.earlier_runs:
+                error.executed = "unknown"
+            self.fail(error)
+        else:
+            then()
+
+    def taken(self, agent: str) -> None:
+        """The agent that runs it has taken inbound frames, or waits for them."""
+        if self.inbound is not None:
+            self.inbound.taken(agent)
+        self.look()
 
     # What the switchboard calls
 
@@ -391,13 +470,17 @@ class Exchange:
 
     # Handing over
 
-    def handed_over(self, frames: int) -> None:
-        """The client's transport took these frames: the agent has credit for them."""
-        if self.replies.handed_over(frames) and self.agent:
+    def handed_over(self, frames: int, size: int) -> None:
+        """The client's transport took these frames, of ``size`` bytes together: the agent has credit for them."""
+        if self.replies.handed_over(frames, size) and self.agent:
             self._board.link.tell("PUBLISH", self.state.keys.doorbell(self.agent), self.request.id)
 
     def close(self) -> None:
         """Leave nothing behind."""
+        if self._pump is not None:
+            self._pump.cancel()
+        if self.inbound is not None:
+            self._board.discard(self.state, self.state.keys.inbound(self.request.id))
         if self.replies.dirty or self.has_head:
             self._board.discard(self.state, self.replies.key)
 
@@ -417,4 +500,24 @@ class Exchange:
                 raise errors.AgentLost(frame.detail)
             if not isinstance(frame, (Chunk, End)):
                 raise errors.AgentLost("the agent sent a second head")
+        return frames
+
+    async def messages(self) -> list[Frame]:
+        """At least one further message of a WebSocket, or its close, and whatever else is in hand.
+
+        It may be silent for as long as it likes.
+        """
+        while True:
+            try:
+                frames = [await self.frame(self._board.settings.idle_timeout)]
+                break
+            except TimeoutError:
+                continue
+        while self.replies.frames and not self.ended:
+            frames.append(self._pop())
+        for frame in frames:
+            if not isinstance(frame, (Message, Close)):
+                raise errors.AgentLost(
+                    frame.detail if isinstance(frame, Failure) else "no message of a WebSocket"
+                )
         return frames

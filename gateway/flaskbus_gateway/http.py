@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +15,8 @@ from flaskbus.routing import check_host, origin_form
 from flaskbus_gateway.forwarding import FORWARDING, Origin, TrustedProxies, read_origin
 
 Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HOP_BY_HOP = frozenset(
     {
@@ -57,7 +59,7 @@ class Incoming:
         self.client = _address(scope.get("client"))
         self.server = _address(scope.get("server"))
         # Over HTTP/2 it is what the client says.
-        self.scheme = "https" if scope.get("scheme") == "https" else "http"
+        self.scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
         self.prefix = ""
         self.content_length: int | None = None
         self.host = ""

@@ -61,6 +61,11 @@ class MountState:
         """Whether every agent settles the record of an Idempotency-Key: those of wire version 1 know of none."""
         return all(record.wire > 1 for record in self.records.values())
 
+    @property
+    def streams(self) -> bool:
+        """Whether every agent takes bodies in parts: those of wire version 1 do not."""
+        return self.keeps_answers
+
     def observe(self, records: Iterable[AgentRecord], now: float, lease: float) -> list[str]:
         """Take in the agents that are listed; returns the ids of those that are lost."""
         self.records = {record.id: record for record in records}

@@ -86,10 +86,12 @@ class Reaper:
             await self._bury(exchange, consumer)
         else:
             keys = exchange.state.keys
+            attempt, fields = _next_attempt(exchange)
+            first = exchange.inbound.first if exchange.inbound else b""
             outcome, *entry = await self.link.script(
                 "requeue",
-                [keys.requests, keys.reply(request.id), *exchange.record],
-                [GROUP, exchange.entry_id or "", consumer, *_next_attempt(exchange)],
+                [keys.requests, keys.reply(request.id), keys.inbound(request.id), *exchange.record],
+                [GROUP, exchange.entry_id or "", consumer, attempt, first, *fields],
             )
             if outcome == b"requeued":
                 log.warning("the agent %s died; %s %s runs again", consumer, request.method, request.target)
@@ -98,6 +100,8 @@ class Reaper:
                 exchange.look()
                 if outcome == b"answered":
                     await self._end(exchange, f"the agent {consumer} died while it was answering")
+                elif outcome == b"taken":
+                    await self._end(exchange, f"the agent {consumer} died with a part of what was sent to it")
 
     async def _end(self, exchange: Exchange, detail: str) -> None:
         if await exchange.withdraw() == "finished":
@@ -221,10 +225,10 @@ class Reaper:
                 await exchange.settle_adrift(found.get(exchange.request.id))
 
 
-def _next_attempt(exchange: Exchange) -> list[Field]:
-    """What changes in the entry: the number of the attempt, and then names and values of other fields."""
+def _next_attempt(exchange: Exchange) -> tuple[int, list[Field]]:
+    """What changes in the entry: the number of the attempt, and names and values of other fields."""
     attempt, seal = exchange.attempt + 1, exchange.state.seal
     if seal is None:
-        return [attempt]
+        return attempt, []
     signed = encode(replace(exchange.request, attempt=attempt), seal)
-    return [attempt, *signed[-4:]]  # the expiry and the signature
+    return attempt, signed[-4:]  # the expiry and the signature

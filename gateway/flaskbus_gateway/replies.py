@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from flaskbus.inbox import Inbox
 from flaskbus.messages import Frame
-from flaskbus_gateway.inbox import Inbox
 from flaskbus_gateway.link import AnswerError, Link, LinkError
 
 BATCH = 16
-"""Frames that one look at a list takes."""
+"""Frames that one look at a list takes; half as many handed over, and they are trimmed."""
+
+CREDIT = 32 * 1024
+"""Bytes handed over after which they are trimmed, however few frames they are. Half of the least window."""
 
 
 class ReplyList:
@@ -26,7 +29,7 @@ class ReplyList:
     """
 
     __slots__ = (
-        "_fetching", "_inbox", "_link", "_look_again", "_on_news", "_spawn", "dirty", "frames", "key",
+        "_fetching", "_inbox", "_link", "_look_again", "_on_news", "_owed", "_spawn", "dirty", "frames", "key",
     )  # fmt: skip
 
     def __init__(
@@ -36,7 +39,7 @@ class ReplyList:
         *,
         attempt: int,
         max_frame: int,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_news: Callable[[], None],
         is_signed: Callable[[bytes], bool] | None = None,
     ) -> None:
@@ -50,6 +53,7 @@ class ReplyList:
         """Whether something may lie on the list."""
         self._fetching = False
         self._look_again = False
+        self._owed = 0  # bytes handed over that were not trimmed
 
     @property
     def attempt(self) -> int:
@@ -68,8 +72,7 @@ class ReplyList:
     def ring(self, frame: bytes | None) -> None:
         """The doorbell rang; ``frame`` is the complete reply, where it was small enough."""
         self.dirty = True
-        if frame is not None and not self._fetching:
-            self._inbox.take_rung(frame)
+        if frame is not None and not self._fetching and self._inbox.take_rung(frame):
             self._on_news()
         else:
             self.look()
@@ -128,12 +131,16 @@ class ReplyList:
         """These frames are not needed on the list any more; they are trimmed together with later ones."""
         self._inbox.handed_over(frames)
 
-    def handed_over(self, frames: int) -> bool:
-        """The client's transport took these frames: trim them, now or with later ones; whether it was now."""
+    def handed_over(self, frames: int, size: int) -> bool:
+        """The client's transport took these frames, of ``size`` bytes together: trim them, now or with later
+        ones; whether it was now.
+        """
         inbox = self._inbox
         inbox.handed_over(frames)
-        trim = inbox.done >= BATCH // 2 or not inbox.frames
+        self._owed += size
+        trim = inbox.done >= BATCH // 2 or self._owed >= CREDIT
         if trim:
+            self._owed = 0
             self._link.tell("LTRIM", self.key, inbox.trimmed(), -1)
         self._look_on()
         return trim

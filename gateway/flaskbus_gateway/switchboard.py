@@ -124,7 +124,7 @@ class Switchboard:
         await self.bell.close()
         await self.link.close()
 
-    def spawn(self, work: Coroutine[Any, Any, Any], *, last_act: bool = False) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any], *, last_act: bool = False) -> asyncio.Task[Any]:
         """Run a coroutine beside the exchanges, until it ends or the switchboard is closed.
 
         The ``last_act`` of an exchange is given a second to end by itself.
@@ -134,6 +134,7 @@ class Switchboard:
         if last_act:
             self._last_acts.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -210,7 +211,11 @@ class Switchboard:
             return
         for request_id in ring.ids:
             exchange = self.exchanges.get(request_id)
-            if exchange is not None:
+            if exchange is None:
+                continue
+            if ring.taker:
+                exchange.taken(ring.taker)
+            else:
                 exchange.ring(ring.frame)
 
     def _link_is_up(self) -> None:

@@ -105,6 +105,7 @@ def encode_frame_1(frame: Frame, sign: Callable[[bytes], bytes] | None = None) -
         assert frame.code != NOT_RUN, "version 1 knew no such failure"
         kind, rest = 4, [frame.code, frame.detail]
     else:
+        assert isinstance(frame, Reply), "version 1 knew no WebSockets"
         kind, rest = 5, [frame.status, flat(frame.headers), frame.body]
     packed: bytes = msgpack.packb([1, kind, frame.attempt, frame.seq, *rest])
     return packed

@@ -77,7 +77,9 @@ def withdraw(client: Client, entry_id: bytes) -> Any:
 
 
 def requeue(client: Client, entry_id: bytes, consumer: str = "me") -> Any:
-    return run_script(client, "requeue", [M.requests, REPLY, RECORD], [GROUP, entry_id, consumer, 2])
+    return run_script(
+        client, "requeue", [M.requests, REPLY, M.inbound("r1"), RECORD], [GROUP, entry_id, consumer, 2, ""]
+    )
 
 
 def record(client: Client) -> dict[bytes, bytes]:

@@ -17,6 +17,7 @@ Client = Any
 
 M = Keys().of("/shop")
 REPLY = M.reply("r1")
+INBOUND = M.inbound("r1")
 BELL = M.doorbell("gw")
 
 
@@ -51,9 +52,15 @@ def finish(client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me"
     return run_script(client, "finish", [M.requests, REPLY], args)
 
 
-def push(client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me") -> Any:
-    args = [GROUP, entry_id, consumer, LIST_TTL_MS, BELL, "r1", *(frames or (b"head",))]
+def push(client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me", ring: int = 3) -> Any:
+    args = [GROUP, entry_id, consumer, LIST_TTL_MS, BELL, "r1", ring, *(frames or (b"head",))]
     return run_script(client, "push", [M.requests, REPLY], args)
+
+
+def sent(client: Client, *elements: bytes) -> None:
+    """What the client of the request sends after it."""
+    client.rpush(INBOUND, *elements)
+    client.expire(INBOUND, 60)
 
 
 def withdraw(client: Client, entry_id: bytes) -> Any:
@@ -387,9 +394,50 @@ class TestRepair:
         assert client.xreadgroup(GROUP, "me", {M.requests: ">"}) == []
 
 
+class TestTook:
+    def took(self, client: Client, entry_id: bytes, count: int, first: bytes, consumer: str = "me") -> Any:
+        args = [GROUP, entry_id, consumer, BELL, "r1@me", count, first]
+        return run_script(client, "took", [M.requests, INBOUND], args)
+
+    def test_done(self, client: Client, taken: bytes) -> None:
+        bell = rings(client)
+        sent(client, b"0: a", b"1: b", b"2: c")
+        assert self.took(client, taken, 2, b"0: ") == b"done"
+        assert client.lrange(INBOUND, 0, -1) == [b"2: c"]
+        assert bell.get_message(timeout=5)["data"] == b"r1@me"
+        assert pending(client) == 1
+
+    def test_done_twice_because_the_answer_was_lost(self, client: Client, taken: bytes) -> None:
+        sent(client, b"0: a", b"1: b", b"2: c")
+        assert self.took(client, taken, 1, b"0: ") == self.took(client, taken, 1, b"0: ") == b"done"
+        assert client.lrange(INBOUND, 0, -1) == [b"1: b", b"2: c"]
+
+    def test_nothing_is_taken_yet(self, client: Client, taken: bytes) -> None:
+        bell = rings(client)
+        assert self.took(client, taken, 0, b"") == b"done"
+        assert bell.get_message(timeout=5)["data"] == b"r1@me"
+        assert not client.exists(INBOUND)
+
+    def test_lost_finished_and_gone(self, client: Client, taken: bytes) -> None:
+        sent(client, b"0: a")
+        assert self.took(client, taken, 1, b"0: ", consumer="other") == b"lost"
+        assert withdraw(client, taken) == b"delivered"
+        assert self.took(client, taken, 1, b"0: ") == b"finished"
+        client.delete(M.requests)
+        assert self.took(client, taken, 1, b"0: ") == b"gone"
+        assert client.lrange(INBOUND, 0, -1) == [b"0: a"]
+
+    def test_another_error_is_not_hidden(self, client: Client) -> None:
+        client.set(M.requests, "not a stream")
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            self.took(client, b"1-1", 0, b"")
+
+
 class TestRequeue:
-    def requeue(self, client: Client, entry_id: bytes, consumer: str = "me") -> Any:
-        return run_script(client, "requeue", [M.requests, REPLY], [GROUP, entry_id, consumer, 2])
+    def requeue(self, client: Client, entry_id: bytes, consumer: str = "me", first: bytes = b"") -> Any:
+        return run_script(
+            client, "requeue", [M.requests, REPLY, INBOUND], [GROUP, entry_id, consumer, 2, first]
+        )
 
     def test_requeued(self, client: Client, stream: str) -> None:
         entry_id = client.xadd(stream, {"id": "r1", "attempt": "1", "body": b"\x00"})
@@ -400,12 +448,24 @@ class TestRequeue:
         assert (delivered, fields) == (new_id, {b"id": b"r1", b"attempt": b"2", b"body": b"\x00"})
         assert finish(client, entry_id) == b"finished"
 
+    def test_requeued_where_nothing_was_taken(self, client: Client, taken: bytes) -> None:
+        sent(client, b"0: a", b"1: b")
+        assert self.requeue(client, taken, first=b"0: ")[0] == b"requeued"
+        assert client.lrange(INBOUND, 0, -1) == [b"0: a", b"1: b"]
+
+    def test_taken(self, client: Client, taken: bytes) -> None:
+        sent(client, b"1: b")
+        assert self.requeue(client, taken, first=b"0: ") == [b"taken"]
+        client.delete(INBOUND)
+        assert self.requeue(client, taken, first=b"0: ") == [b"taken"]
+        assert pending(client) == 1
+
     def test_requeued_with_what_else_is_new(self, client: Client, stream: str) -> None:
         signed = {"id": "r1", "attempt": "1", "body": "attempt", "expires": "5", "signature": b"\xff"}
         entry_id = client.xadd(stream, signed)
         client.xreadgroup(GROUP, "me", {M.requests: ">"})
-        args = [GROUP, entry_id, "me", 2, "expires", 9, "signature", b"\xfe\0"]
-        run_script(client, "requeue", [M.requests, REPLY], args)
+        args = [GROUP, entry_id, "me", 2, "", "expires", 9, "signature", b"\xfe\0"]
+        run_script(client, "requeue", [M.requests, REPLY, INBOUND], args)
         ((_, ((_, fields),)),) = client.xreadgroup(GROUP, "other", {M.requests: ">"})
         assert list(fields.items()) == [
             (b"id", b"r1"), (b"attempt", b"2"), (b"body", b"attempt"), (b"expires", b"9"), (b"signature", b"\xfe\0"),
@@ -542,7 +602,7 @@ class TestOutOfMemory:
         assert claim(client, "shop:app") == [b"claimed", b"shop:app"]
 
     def test_requests_that_run_again(self, client: Client, taken: bytes) -> None:
-        outcome, _ = run_script(client, "requeue", [M.requests, REPLY], [GROUP, taken, "me", 2])
+        outcome, _ = run_script(client, "requeue", [M.requests, REPLY, INBOUND], [GROUP, taken, "me", 2, ""])
         assert outcome == b"requeued"
 
     def test_taking_back(self, client: Client, taken: bytes) -> None:

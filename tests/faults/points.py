@@ -55,8 +55,8 @@ POINTS = {
         when=lambda link: any(b"\r\nXADD\r\n" in data for data in link._out),
     ),
     "gateway: waiting": Point("flaskbus_gateway.exchange:Exchange.head"),
-    "gateway: reply taken from its list": Point("flaskbus_gateway.inbox:Inbox.take_listed", after=True),
-    "gateway: reply taken from the bell": Point("flaskbus_gateway.inbox:Inbox.take_rung", after=True),
+    "gateway: reply taken from its list": Point("flaskbus.inbox:Inbox.take_listed", after=True),
+    "gateway: reply taken from the bell": Point("flaskbus.inbox:Inbox.take_rung", after=True),
     "gateway: list not deleted": Point("flaskbus_gateway.switchboard:Switchboard._collect"),
 }
 

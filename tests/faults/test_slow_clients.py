@@ -254,7 +254,7 @@ def test_no_byte_swallows_the_deadline_of_a_body() -> None:
         }
         more = {"query_string": b"", "headers": [(b"host", b"test")], "client": None, "server": None}
         gateway = Gateway(GatewaySettings(body_timeout=0.1))
-        await gateway._read_body(Incoming({**scope, **more}, gateway.proxies), receive)
+        await gateway._read_body(Incoming({**scope, **more}, gateway.proxies), receive, 1024)
 
     with pytest.raises(BodyTimeout, match=r"bytes came within 0\.1 s"):
         asyncio.run(read())

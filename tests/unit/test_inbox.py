@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaskbus import wire
+from flaskbus.inbox import Inbox
 from flaskbus.messages import Chunk, End, Failure, Head, Reply
 from flaskbus.signing import Seal
-from flaskbus_gateway.inbox import Inbox
 
 
 def chunk(seq: int, attempt: int = 1) -> bytes:
@@ -19,7 +19,11 @@ def inbox() -> Inbox:
     return Inbox(1, 1 << 20)
 
 
-@given(st.lists(st.sampled_from(["push", "push", "again", "stranger", "look", "look", "take", "hand over"])))
+@given(
+    st.lists(
+        st.sampled_from(["push", "push", "again", "stranger", "ring", "look", "look", "take", "hand over"])
+    )
+)
 def test_a_list_that_grows_while_it_is_read(steps: list[str]) -> None:
     box, listed, pushed = inbox(), [], 0
     in_transit = 0
@@ -32,6 +36,8 @@ def test_a_list_that_grows_while_it_is_read(steps: list[str]) -> None:
             listed.append(chunk(pushed - 1))  # its answer was lost, so the agent sent it again
         elif step == "stranger":
             listed.append(chunk(7, attempt=2))
+        elif step == "ring" and pushed:
+            box.take_rung(chunk(pushed - 1))
         elif step == "look":
             box.take_listed(listed[box.seen : box.seen + 3])
         elif step == "take":
@@ -101,10 +107,19 @@ def test_a_frame_that_is_too_large_is_not_unpacked() -> None:
 
 def test_a_reply_that_rang_and_lies_on_the_list() -> None:
     box, reply = inbox(), wire.encode_frame(Reply(1, 0, 200, (), b"once"))
-    box.take_rung(reply)
-    box.take_listed([reply])
+    assert box.take_rung(reply)
+    assert not box.take_rung(reply)
+    assert box.take_listed([reply][box.seen :], box.seen)
     assert len(box.frames) == 1
-    assert (box.seen, box.done) == (1, 1)
+    assert (box.seen, box.done) == (1, 0)
+
+
+def test_a_frame_that_rings_too_early_is_not_taken() -> None:
+    """What came before it was too large to ring, or its ring was lost."""
+    box = inbox()
+    assert not box.take_rung(chunk(1))
+    assert box.take_listed([chunk(0), chunk(1)])
+    assert [frame.seq for frame in box.frames] == [0, 1]
 
 
 def test_what_a_dead_agent_sent_is_not_for_the_next_run() -> None:

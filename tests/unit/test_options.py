@@ -123,7 +123,7 @@ def test_help_is_in_sections_with_the_examples_first() -> None:
     assert "Examples:\n  flaskbus-gateway  --port 8000\n\n  # two\n" in page
     flat = " ".join(page.split())
     assert "-p, --port PORT Port to listen on. [default: 5000; env: FLASKBUS_PORT]" in flat
-    assert "--body-limit SIZE Largest request body; a larger one is answered 413. [default: 16MiB" in flat
+    assert "--body-limit SIZE Largest request body; a larger one is answered 413. [default: 4GiB" in flat
     assert "--lease DURATION" in flat
     assert "[default: plain HTTP; env: FLASKBUS_CERTFILE]" in flat
     assert "env: FLASKBUS_REDIS_URL, REDIS_URL]" in flat

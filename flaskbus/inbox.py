@@ -1,12 +1,13 @@
-"""Frames of one exchange, put in order. Pure.
+"""Frames of one list of an exchange, put in order. Pure.
 
-What is known of the reply list, from its front:
+What its reader knows of the list, from its front:
 
-    | done: may be trimmed | seen: in hand, or being handed to the client | not seen yet |
+    | done: may be trimmed | seen: in hand, or being handed on | not seen yet |
 
 Frames are taken in the order of ``seq`` of one attempt. A frame that came before, or that belongs to another
-attempt, is dropped; one that comes too early says that a part was lost, which ends the reply. Where frames
-are signed, one that is not signed right is dropped before all else.
+attempt, is dropped; one that comes too early says that a part was lost, which ends them. A frame may also come
+with the doorbell: it is taken if it is the next one, and if not, the list will tell. Where frames are signed,
+one that is not signed right is dropped before all else.
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ class Inbox:
                 self.done += 1
         return True
 
-    def take_rung(self, element: bytes) -> None:
-        """An element that came with the doorbell; it lies on the list as well."""
-        self._take(self._decode(element))
+    def take_rung(self, element: bytes) -> bool:
+        """An element that came with the doorbell, and lies on the list as well; whether it was the next one.
+
+        Not while the list is being read: nobody knows then what it is behind.
+        """
+        frame = self._decode(element)
+        if frame is None or self._is_early(frame) or not self._take(frame):
+            return False
+        # Whatever lies before it on the list was dropped, or will be: no more is trimmed than was taken.
+        self.seen += 1
+        return True
 
     def handed_over(self, frames: int) -> None:
         """The client's transport has taken so many frames."""
@@ -83,7 +92,7 @@ class Inbox:
         if frame is None:
             return False
         if self._is_early(frame):
-            frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part of the reply was lost")
+            frame = Failure(self.attempt, self._next_seq, "agent-lost", "a part was lost")
         if frame.attempt != self.attempt or frame.seq != self._next_seq:
             return False
         self._next_seq += 1
