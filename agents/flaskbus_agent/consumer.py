@@ -21,6 +21,7 @@ import redis
 from flaskbus import wire
 from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, connect
+from flaskbus.errors import WireError
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
@@ -213,7 +214,13 @@ class Consumer:
             if self._streams >= self.settings.streams or self._quiet.is_set():
                 return False
             self._streams += 1
-        self._spawn(channel)
+        try:
+            self._spawn(channel)
+        except RuntimeError as error:  # no thread can be started: this one goes on as it is
+            self.log.error("a stream keeps its request thread: %s", error)
+            with self._threads_lock:
+                self._streams -= 1
+            return False
         return True
 
     def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
@@ -370,10 +377,7 @@ class Consumer:
                 message = client.get_message(ignore_subscribe_messages=True, timeout=1.0)
                 if message is not None:
                     unheard = 0
-                    ring = wire.decode_ring(message["data"])
-                    for request_id in ring.ids:
-                        self.bells.ring(request_id, ring.frame or b"")
-                        self._runner.bridge.ring(request_id, ring.frame or b"")
+                    self._heard(message["data"])
                 elif self._moves.possible:
                     unheard += 1
                     if unheard > UNHEARD:
@@ -389,6 +393,13 @@ class Consumer:
             self._reader.probe()
         if client is not None:
             client.close()
+
+    def _heard(self, message: bytes) -> None:
+        with suppress(WireError):  # a stranger's
+            ring = wire.decode_ring(message)
+            for request_id in ring.ids:
+                self.bells.ring(request_id, ring.frame or b"")
+                self._runner.bridge.ring(request_id, ring.frame or b"")
 
     def _subscribe(self) -> redis.client.PubSub:
         client = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell")

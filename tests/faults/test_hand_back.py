@@ -247,3 +247,14 @@ def test_an_older_gateway_gets_an_answer(broker: Broker, counted: Counted) -> No
         client.xadd(Keys().of(SHOP.key).requests, entry)
         eventually(lambda: counted.runs == ["old"])
         client.delete(M.reply("old-1"))
+
+
+def test_a_strangers_word_does_not_deafen_an_agent(broker: Broker, counted: Counted) -> None:
+    with agent(broker, counted.app) as first:
+        first.start()
+        bell, channel = first.consumer.bells.of("r1"), Keys().of(SHOP.key).doorbell(first.consumer.agent_id)
+        with broker.client() as client:
+            eventually(lambda: client.publish(channel, b"\xff\xfe") == 1, "the agent listens")
+            client.publish(channel, b"r1 element")
+        assert bell.wait(30.0)
+        assert list(bell.elements) == [b"element"]
