@@ -254,7 +254,7 @@ def test_a_strangers_word_does_not_deafen_an_agent(broker: Broker, counted: Coun
         first.start()
         bell, channel = first.consumer.bells.of("r1"), Keys().of(SHOP.key).doorbell(first.consumer.agent_id)
         with broker.client() as client:
-            eventually(lambda: client.publish(channel, b"\xff\xfe") == 1, "the agent listens")
+            eventually(lambda: client.publish(channel, b"\xff\xfe") == 1)
             client.publish(channel, b"r1 element")
         assert bell.wait(30.0)
         assert list(bell.elements) == [b"element"]
