@@ -78,11 +78,10 @@ class Bridge:
     """Carries the messages of every :class:`Line`."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._waker, self._woken = socket.socketpair()
-        self._woken.setblocking(False)
-        self._waker.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._selector: selectors.BaseSelector
+        self._waker: socket.socket
+        self._woken: socket.socket
+        self._closed = False
         self._lines: dict[str, Line] = {}
         self._asked: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -94,6 +93,11 @@ class Bridge:
     def add(self, line: Line) -> None:
         with self._lock:
             if self._thread is None:
+                self._selector = selectors.DefaultSelector()
+                self._waker, self._woken = socket.socketpair()
+                self._woken.setblocking(False)
+                self._waker.setblocking(False)
+                self._selector.register(self._woken, selectors.EVENT_READ)
                 self._thread = threading.Thread(target=self._run, name="flaskbus-websockets", daemon=True)
                 self._thread.start()
         self._ask(lambda: self._open(line))
@@ -102,6 +106,14 @@ class Bridge:
         """The app has answered without a WebSocket."""
         line.over.set()
         self._ask(lambda: self._end(line))
+
+    def close(self) -> None:
+        """End the thread, once no line is left."""
+        self._closed = True
+        if self._thread is not None:
+            with suppress(OSError):  # it has ended, or is awake already
+                self._waker.send(b"\0")
+            self._thread.join(1.0)
 
     def ring(self, request_id: str, element: bytes) -> None:
         """The gateway sent something, maybe this ``element``, or took something."""
@@ -116,7 +128,7 @@ class Bridge:
     # The bridge's thread
 
     def _run(self) -> None:
-        while True:
+        while self._lines or self._asked or not self._closed:
             for key, _ in self._selector.select(LOOK):
                 if key.data is None:
                     with suppress(BlockingIOError):
@@ -134,6 +146,9 @@ class Bridge:
                         self._end(line)
                     else:
                         self._guard(line, self._from_client)
+        self._selector.close()
+        self._woken.close()
+        self._waker.close()
 
     def _guard(self, line: Line, work: Callable[[Line], None]) -> None:
         """One line's trouble is its own."""

@@ -157,6 +157,7 @@ class Consumer:
         """Give up replies that cannot be sent, and hang up."""
         self.quiet()
         self._runner.given_up.set()
+        self._runner.bridge.close()
         self._reader.close()
         self._shared.close()
 
