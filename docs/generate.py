@@ -241,7 +241,7 @@ WHEN = {
     "answer-not-kept": "The request with this key ran; its answer was a stream, larger than "
     "`idempotency_limit`, broke off, or began a session.",
     "key-reused": "This key came before, with another body. See [the guide](../howto/idempotency.md).",
-    "unsupported-upgrade": "Reserved: WebSocket upgrades are refused by the server with 403 today.",
+    "unsupported-upgrade": "A WebSocket for a mount whose agents do not know them yet (wire version 1).",
     "queue-full": "`queue_limit` requests wait for this mount, or would wait longer than `queue_age`, or `open_limit` "
     "is reached.",
     "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",
