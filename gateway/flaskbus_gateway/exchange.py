@@ -350,7 +350,13 @@ class Exchange:
 
     def pump(self, work: Coroutine[Any, Any, None]) -> None:
         """Let a coroutine send what the client has, until the exchange is closed."""
-        self._pump = self._board.spawn(work)
+        self._pump = self._board.spawn(self._pumped(work))
+
+    async def _pumped(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except AnswerError as error:
+            self.fail(errors.AgentLost(f"what the client sent could not be passed on: {error}"))
 
     def open_inbound(self) -> Inbound:
         """The list of what the client sends after its request."""
