@@ -18,6 +18,7 @@ from typing import Protocol
 
 import redis
 
+from flaskbus import wire
 from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, check, connect, mask
 from flaskbus.errors import MountTaken, StartError
@@ -196,6 +197,7 @@ class Heartbeat:
             busy=member.board.busy,
             lease=self._settings.lease,
             mount_ttl=self._settings.mount_ttl,
+            wire=wire.VERSION,
             state=state,
             reason=facts.get("reason", ""),
             at=time.time(),

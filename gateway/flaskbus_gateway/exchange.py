@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,12 @@ from flaskbus.messages import (
     Reply,
     Request,
 )
-from flaskbus_gateway.entries import encode, refused
 from flaskbus_gateway.http import Receive
-from flaskbus_gateway.idempotency import send_once
 from flaskbus_gateway.inbound import ClientLeft, Inbound
-from flaskbus_gateway.link import AnswerError, LinkDown, LinkError, LinkLost
+from flaskbus_gateway.link import AnswerError, LinkError, LinkLost
 from flaskbus_gateway.replies import ReplyList
+from flaskbus_gateway.sending import send
+from flaskbus_gateway.waiting import Waiter
 
 if TYPE_CHECKING:
     from flaskbus_gateway.directory import MountState
@@ -61,7 +61,6 @@ class Exchange:
 
     __slots__ = (
         "_board",
-        "_expired",
         "_failure",
         "_pump",
         "_waiter",
@@ -86,6 +85,7 @@ class Exchange:
 
     def __init__(self, board: Switchboard, state: MountState, request: Request) -> None:
         self._board = board
+        self._waiter = Waiter(board.loop)
         self.state = state
         self.request = request
         self.started = board.now()
@@ -113,15 +113,13 @@ class Exchange:
             attempt=request.attempt,
             max_frame=board.max_frame,
             spawn=board.spawn,
-            on_news=self._wake,
+            on_news=self._waiter.wake,
             is_signed=None if self.seal is None else self.seal.is_signed,
         )
         self.inbound: Inbound | None = None
         """What the client sends after its request."""
         self._pump: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
         self._failure: errors.BusError | StreamEnded | None = None
-        self._expired = False
 
     @property
     def attempt(self) -> int:
@@ -141,71 +139,25 @@ class Exchange:
     async def send(self) -> None:
         """Put the request on the stream of its mount."""
         try:
-            await self._send()
+            sent = await send(self._board, self.state, self.request)
+        except LinkLost:
+            # It may be in the stream: the reply, or a look at the stream, will tell.
+            self.replies.dirty = self.adrift = True
         except errors.BusError:
             self.ended = True  # it is not there: there is nothing to take back
             raise
-
-    async def _send(self) -> None:
-        # A stream without its group would take requests that nobody can read.
-        entry = encode(self.request, self.state.seal)
-        command = ("XADD", self.state.keys.requests, "NOMKSTREAM", "*", *entry)
-        board = self._board
-        deadline = board.now() + board.BROKER_WAIT
-        while True:
-            try:
-                if self.record:
-                    await self._send_once(entry)
-                else:
-                    self.entry_id = await board.link.call(*command)
-            except LinkLost:
-                # It may be in the stream: the reply, or a look at the stream, will tell.
-                self.replies.dirty = self.adrift = True
-                return
-            except LinkDown as error:
-                if board.now() > deadline:
-                    raise errors.BrokerUnavailable(str(error), retry_after=1) from None
-                await board.link_up()
-                continue
-            except AnswerError as error:
-                raise refused(error) from None
-            if self.entry_id is not None or self.replies.frames:
-                return
-            # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
-            if board.now() > deadline:
-                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
-            try:
-                await asyncio.wait_for(board.directory.fresh(), max(0.0, deadline - board.now()))
-            except TimeoutError:
-                raise errors.BrokerUnavailable("the mounts cannot be looked up", retry_after=1) from None
-            if self.state.mount not in board.directory.states:
-                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
-
-    async def _send_once(self, fields: Sequence[str | bytes | int]) -> None:
-        """Send a request with an Idempotency-Key, unless it was sent before: then its answer is in hand.
-
-        Raises :class:`~flaskbus.errors.BusError` where it is not to be sent, and has no answer (yet).
-        """
-        sent = await send_once(
-            self._board.link,
-            self.state.keys,
-            self.request,
-            fields,
-            life=self.state.policy.ttl if self.state.policy else 0,
-            max_frame=self._board.max_frame,
-            seal=self.state.seal,
-        )
-        if isinstance(sent, Reply):
-            self.replies.frames.append(sent)
         else:
-            self.entry_id = sent
+            if isinstance(sent, Reply):
+                self.replies.frames.append(sent)
+            else:
+                self.entry_id = sent
 
     # Receiving
 
     async def frame(self, timeout: float) -> Frame:
         """The next frame, within ``timeout`` seconds from now; :class:`TimeoutError` where none came."""
         if not self.replies.frames:
-            await self._wait(timeout)
+            await self._waiter.wait(timeout, self._is_there)
         return self._pop()
 
     def _pop(self) -> Frame:
@@ -344,9 +296,16 @@ class Exchange:
 
     # The rest of the body
 
-    def send_rest(self, receive: Receive, received: int, then: Callable[[], None]) -> None:
-        """Begin to send what ``receive`` has left of the body; ``then`` is called when that was all of it."""
-        self.pump(self._send_rest(self.open_inbound(), receive, received, then))
+    def send_rest(
+        self, receive: Receive, received: int, is_lost: Callable[[], bool], then: Callable[[], None]
+    ) -> None:
+        """Begin to send what ``receive`` has left of the body; ``then`` is called when that was all of it.
+
+        ``is_lost`` says whether the client's connection is.
+        """
+        inbound = self.open_inbound()
+        inbound.is_lost = is_lost
+        self.pump(self._send_rest(inbound, receive, received, then))
 
     def pump(self, work: Coroutine[Any, Any, None]) -> None:
         """Let a coroutine send what the client has, until the exchange is closed."""
@@ -385,7 +344,11 @@ class Exchange:
         except ClientLeft:
             self.abandon()
         except errors.BusError as error:
-            if await self.withdraw() != "undelivered" or self.earlier_runs:
+            outcome = await self.withdraw()
+            if outcome == "finished":
+                self.look()  # the app did not wait for the rest, and its answer is there
+                return
+            if outcome != "undelivered" or self.earlier_runs or self.doubtful:
                 error.executed = "unknown"
             self.fail(error)
         else:
@@ -411,7 +374,7 @@ class Exchange:
     def abandon(self) -> None:
         """The client is gone."""
         self.gone = True
-        self._wake()
+        self._waiter.wake()
 
     def forget_request(self) -> None:
         """It is not sent again: what it holds may be large, and the broker long away."""
@@ -421,7 +384,7 @@ class Exchange:
     def poke(self) -> None:
         """Let a held exchange look at its mount again."""
         if self.holding and self.state.failing:
-            self._wake()
+            self._waiter.wake()
 
     def runs_again(self, entry_id: bytes) -> None:
         """Another agent may take it: what the first one still sends is not for the client."""
@@ -434,7 +397,7 @@ class Exchange:
     def fail(self, error: errors.BusError | StreamEnded) -> None:
         """End the exchange, unless what already lies in hand does."""
         self._failure = error
-        self._wake()
+        self._waiter.wake()
 
     async def has_news(self) -> bool:
         """Whether something lies in hand or on the list, or the exchange has ended."""
@@ -442,37 +405,17 @@ class Exchange:
 
     # Inside
 
-    async def _wait(self, timeout: float) -> None:
-        """Until a frame is there."""
-        loop = self._board.loop
-        timer = None
-        try:
-            while not self.replies.frames:
-                if self.gone:
-                    raise ClientGone
-                if self._failure is not None:
-                    raise self._failure
-                if self.holding and self.state.failing:
-                    raise TimeoutError
-                if timer is None:
-                    self._expired = False
-                    timer = loop.call_later(timeout, self._expire)
-                elif self._expired:
-                    raise TimeoutError
-                self._waiter = loop.create_future()
-                await self._waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _is_there(self) -> bool:
+        """Whether a frame is; raises where none is to be waited for."""
+        if self.replies.frames:
+            return True
+        if self.gone:
+            raise ClientGone
+        if self._failure is not None:
+            raise self._failure
+        if self.holding and self.state.failing:
+            raise TimeoutError
+        return False
 
     # Handing over
 
@@ -495,10 +438,15 @@ class Exchange:
 
         What came before it broke is given first: the client is to see as much as there was.
         """
-        try:
-            frames: list[Frame] = [await self.frame(self._board.settings.idle_timeout)]
-        except TimeoutError:
-            raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
+        left = limit = self._board.settings.idle_timeout
+        while True:
+            try:
+                frames: list[Frame] = [await self.frame(left)]
+                break
+            except TimeoutError:
+                left = self._last_progress + limit - self._board.now()  # the app may read meanwhile
+                if left <= 0.0:
+                    raise errors.DeadlineAfterDelivery("the stream was silent for too long") from None
         while self.replies.frames and not self.ended and not isinstance(self.replies.frames[0], Failure):
             frames.append(self._pop())
         for frame in frames:

@@ -129,6 +129,7 @@ def decode_frame_1(data: bytes, *, max_size: int) -> Frame:
 
 VERSION_1: dict[str, Any] = {
     "VERSION": 1,
+    "MAX_INLINE": wire.MAX_BODY,  # it sent no body in parts
     "encode_request": encode_request_1,
     "decode_request": decode_request_1,
     "encode_frame": encode_frame_1,
