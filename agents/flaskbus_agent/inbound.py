@@ -12,6 +12,7 @@ from flaskbus import wire
 from flaskbus.inbox import Inbox
 from flaskbus.messages import INBOUND, Chunk, End, Failure, Frame, Request
 from flaskbus_agent.outbox import Entry, Outbox, Running
+from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -39,6 +40,8 @@ class InboundList:
         self.frames: deque[Frame] = self._inbox.frames
         self._seen: deque[bytes] = deque()  # how the elements begin that were seen and not trimmed
         self._owed = 0  # bytes handed on that were not trimmed
+        self.called = False
+        """Whether the gateway was told who takes these frames."""
 
     def ring(self, element: bytes) -> bool:
         """An element came with the doorbell; whether it was the next one. If not, it is time to look."""
@@ -68,15 +71,19 @@ class InboundList:
             for _ in range(count):
                 self._seen.popleft()
             self._owed = 0
-            self._outbox.took(self._key, count, first)
+            self._took(count, first)
 
     def call(self) -> None:
         """Tell the gateway who waits for more, and that may be an answer to a ring that was lost."""
-        self._outbox.took(self._key, 0, b"")
+        self._took(0, b"")
+
+    def _took(self, count: int, first: bytes) -> None:
+        self._outbox.took(self._key, count, first)
+        self.called = True
 
 
 class ClientDisconnected(OSError):
-    """The body ends too early: its client went away, was too slow or sent too much."""
+    """The body ends too early: its client went away, was too slow or sent too much, or nobody wants the answer."""
 
 
 class InboundBody(io.RawIOBase):
@@ -91,7 +98,7 @@ class InboundBody(io.RawIOBase):
         self._running = running
         self._list = InboundList(outbox, entry.served.keys.inbound(request.id), outbox.is_signed)
         self._bell = outbox.bell()
-        self._known = False
+        self._known = False  # whether the gateway rings for us, as far as we know
         self._ended = False
         self._broken = ""
 
@@ -102,7 +109,7 @@ class InboundBody(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         while not self._part and len(view) and not self._ended:
             self._take(self._next())
-        if self._broken:
+        if self._broken and not self._part:
             raise ClientDisconnected(self._broken)
         size = min(len(self._part), len(view))
         view[:size] = self._part[:size]
@@ -114,22 +121,31 @@ class InboundBody(io.RawIOBase):
         since, self._running.since = self._running.since, math.inf
         try:
             while not self._list.frames:
-                self._list.look()
+                self._look()
                 if not self._list.frames:
                     self._wait()
+            frame = self._list.frames.popleft()
+            self._list.handed_on(1, len(frame.data) if isinstance(frame, Chunk) else 0)
+        except Cancelled:
+            # An error that apps expect of what they read, and that their own handlers see.
+            return Failure(INBOUND, 0, "client-gone", "nobody waits for the answer any more")
         finally:
             self._running.since = since
-        frame = self._list.frames.popleft()
-        self._list.handed_on(1, len(frame.data) if isinstance(frame, Chunk) else 0)
         return frame
+
+    def _look(self) -> None:
+        self._bell.elements.clear()  # what rang lies on the list as well
+        self._list.look()
+        self._known |= self._list.called and bool(self._list.frames)
 
     def _wait(self) -> None:
         self._outbox.become_stream()
         if not self._known:
             self._list.call()
-        self._known = self._bell.wait(LOOK)
-        while self._bell.elements:
-            self._list.ring(self._bell.elements.popleft())
+        self._known = False  # a ring that brought nothing is one more reason to ask
+        if self._bell.wait(LOOK):
+            while self._bell.elements:
+                self._known |= self._list.ring(self._bell.elements.popleft())
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, Chunk):

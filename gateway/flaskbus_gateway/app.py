@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Any
 
 from flaskbus import errors, wire
 from flaskbus.boundaries import Boundaries, boundaries
 from flaskbus.messages import BODY, WEBSOCKET, Chunk, Head, Reply, Request
 from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
+from flaskbus_gateway.deadlines import Patience
 from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import ClientGone, Exchange, StreamEnded
 from flaskbus_gateway.forwarding import TrustedProxies
 from flaskbus_gateway.http import (
+    IS_LOST,
     Incoming,
     Receive,
     Scope,
@@ -35,6 +36,10 @@ WATCH_AFTER = 0.1
 """Seconds after which an exchange begins to listen for its client going away. Most are over by then, and a
 task for each would cost more than the rest of the gateway."""
 
+
+GATHER = 0.1
+"""Seconds in which the beginning of a body is gathered that may be long. Then its app begins with what is there:
+a client may wait for the answer to the first part before it sends the next."""
 
 END_STREAMS = "flaskbus.end_streams"
 """Where the state of the lifespan has :meth:`Gateway.end_streams`, for a server that stops and knows of it."""
@@ -134,7 +139,7 @@ class Gateway:
             board.open(exchange)
             if request.inbound:
                 await exchange.send()
-                self._send_rest(exchange, receive)
+                self._send_rest(exchange, scope, receive)
             else:
                 self._young.append((exchange, receive))
                 await exchange.send()
@@ -231,13 +236,15 @@ class Gateway:
         record = ""
         if state.policy is not None:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
-        board.admission.admit(state.queue, mount.name, incoming.content_length or 0, board.now())
+        # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.
+        streams = not record and state.streams
+        most = wire.MAX_INLINE + self.settings.window if streams else wire.MAX_BODY
+        size = min(incoming.content_length or 0, most)  # that the broker will ever hold
+        board.admission.admit(state.queue, mount.name, size, board.now())
         body, whole = b"", True
         if has_body(scope, incoming):
-            # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.
-            most = wire.MAX_BODY if record or not state.streams else wire.MAX_INLINE
             try:
-                body, whole = await self._read_body(incoming, receive, most)
+                body, whole = await self._read_body(incoming, receive, streams=streams)
                 board.admission.check(state.queue, mount.name, board.now())
             except BaseException:
                 board.admission.close(state.queue)
@@ -275,38 +282,50 @@ class Gateway:
             detail += f"; this would mount one: flaskbus-agent MODULE:APP --prefix {first}"
         raise errors.UnknownMount(detail)
 
-    async def _read_body(self, incoming: Incoming, receive: Receive, most: int) -> tuple[bytes, bool]:
-        """The body, or the first part of it that has more than ``most`` bytes; whether it is the whole."""
-        limit = self.settings.body_limit
-        if most == wire.MAX_BODY:
-            limit = min(limit, most)
-        if incoming.content_length is not None and incoming.content_length > limit:
-            raise errors.BodyTooLarge(f"{incoming.content_length} bytes; at most {limit} are taken")
+    async def _read_body(self, incoming: Incoming, receive: Receive, *, streams: bool) -> tuple[bytes, bool]:
+        """The body, or the first part of one that ``streams``; whether it is the whole."""
+        stated, limit = incoming.content_length, self.settings.body_limit
+        reason = ""
+        if not streams and limit > wire.MAX_BODY:
+            limit = wire.MAX_BODY
+            reason = " with an Idempotency-Key, or by an agent of an older version"
+        if stated is not None and stated > limit:
+            raise errors.BodyTooLarge(f"{stated} bytes; at most {limit} are taken{reason}")
+        may_be_long = streams and (stated is None or stated > wire.MAX_INLINE)
+        patience = Patience(self.settings.body_timeout)
         parts: list[bytes] = []
-        size = 0
-        message: dict[str, Any] = {"more_body": True}
+        size, more = 0, True
         try:
-            async with asyncio.timeout(self.settings.body_timeout) as deadline:
-                while message.get("more_body") and size <= most:
+            now = asyncio.get_running_loop().time
+            began = now()
+            async with asyncio.timeout(GATHER if may_be_long else patience.left) as deadline:
+                while more and not (may_be_long and size > wire.MAX_INLINE):
                     message = await receive()
-                    if deadline.expired():
-                        # CPython 3.11's wait_for() swallows a cancellation that comes together with a byte.
-                        raise TimeoutError
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
                     part: bytes = message.get("body", b"")
+                    more = message.get("more_body", False)
                     size += len(part)
                     if size > limit:
-                        raise errors.BodyTooLarge(f"more than {limit} bytes")
+                        raise errors.BodyTooLarge(f"more than {limit} bytes{reason}")
                     parts.append(part)
+                    if deadline.expired() and more:
+                        # CPython 3.11's wait_for() swallows a cancellation that comes together with a byte.
+                        raise TimeoutError
+                    if more and not may_be_long:
+                        patience.spent(now() - began, len(part))
+                        began = now()
+                        deadline.reschedule(began + patience.left)
         except TimeoutError:
-            raise errors.BodyTimeout(f"{size} bytes came within {self.settings.body_timeout:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        return parts[0] if len(parts) == 1 else b"".join(parts), not message.get("more_body")
+            if not may_be_long:
+                raise errors.BodyTimeout(f"{size} bytes came, and then too little") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts), not more
 
-    def _send_rest(self, exchange: Exchange, receive: Receive) -> None:
+    def _send_rest(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         """Send the rest of the body while its reply is waited for; then listen for the end of the client."""
+        is_lost = scope.get("extensions", {}).get(IS_LOST, lambda: False)
         exchange.send_rest(
-            receive, len(exchange.request.body), lambda: self._young.append((exchange, receive))
+            receive, len(exchange.request.body), is_lost, lambda: self._young.append((exchange, receive))
         )
 
     async def _relay(

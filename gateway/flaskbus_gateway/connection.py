@@ -31,6 +31,7 @@ from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
 
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway import handshake
+from flaskbus_gateway.http import IS_LOST
 
 if TYPE_CHECKING:
     from flaskbus_gateway.worker import Worker
@@ -174,6 +175,13 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
+
+    def _build_http_scope(self, *args: Any) -> dict[str, Any]:
+        scope: dict[str, Any] = super()._build_http_scope(*args)
+        if self._body_receiver is not None and not self._body_receiver._complete:
+            # While the rest of a body is left where it is, receive() is not called, and send() says nothing.
+            scope["extensions"] = {**scope.get("extensions", {}), IS_LOST: lambda: self._conn_lost_handled}
+        return scope
 
     def _build_websocket_scope(self, *args: Any) -> dict[str, Any]:
         scope: dict[str, Any] = super()._build_websocket_scope(*args)

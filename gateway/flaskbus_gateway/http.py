@@ -34,6 +34,9 @@ HOP_BY_HOP = frozenset(
 # ``Proxy`` is nobody's header, and as HTTP_PROXY it would choose the proxy of what an app runs (CVE-2016-5385).
 _REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings", b"proxy"}
 
+IS_LOST = "flaskbus.is_lost"
+"""The extension of a scope that says whether the connection of its request is lost: ``() -> bool``."""
+
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 

@@ -15,11 +15,13 @@ from functools import partial
 from flaskbus import errors, wire
 from flaskbus.keys import LIST_TTL_MS
 from flaskbus.messages import INBOUND, Chunk, Close, End, Failure, Frame, Message
+from flaskbus.refusals import passing
+from flaskbus_gateway.deadlines import Patience
 from flaskbus_gateway.http import Receive
 from flaskbus_gateway.link import AnswerError, Link, LinkError
 
-SLOWEST = 4096
-"""Bytes a second that a client must keep up on the whole, beside the time that any body may take."""
+LOOK = 1.0
+"""Seconds after which the list is looked at although no agent rang."""
 
 IDENTITY = 32
 """Bytes at the front of an element that tell it from every other one: its number is among them."""
@@ -51,6 +53,8 @@ class Inbound:
         self.key = key
         self.first = b""
         """How the list began when nothing had been taken from it yet; empty while nothing was sent."""
+        self.is_lost: Callable[[], bool] = lambda: False
+        """Whether the client's connection is; asked while there is no room, and it cannot say so itself."""
         self.progress = link.loop.time()
         """When the agent last took something, or was given something that there was room for."""
         self._agent = ""  # who takes the frames, as soon as that is known
@@ -61,16 +65,27 @@ class Inbound:
         self._seq = 0
         self._sizes: deque[int] = deque()
         self._waiting = 0
+        self._may_be_new = True  # a list that is empty is none, and the next one has no TTL
         self._credit = asyncio.Event()
 
     async def push(self, make: Callable[[int], Frame]) -> None:
-        """Add the frame that ``make`` makes of its number, and wait until there is room for another."""
+        """Add the frame that ``make`` makes of its number, and wait until there is room for another.
+
+        Raises :class:`ClientLeft` where the client goes away meanwhile, and
+        :class:`~flaskbus_gateway.link.AnswerError` where the broker refuses the frame for good.
+        """
+        await self._add(make)
+        await self._room()
+
+    async def _add(self, make: Callable[[int], Frame]) -> None:
         element = wire.encode_frame(make(self._seq), self._sign)
         self.first = self.first or element[:IDENTITY]
         self._seq += 1
         while True:
             try:
                 answer = self._link.call("RPUSH", self.key, element)
+                if self._may_be_new:
+                    self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
                 if self._agent:
                     self._ring(self._agent, element if len(element) <= wire.MAX_RING_FRAME else b"")
                 self._waiting = await answer
@@ -78,14 +93,14 @@ class Inbound:
             except LinkError:
                 await self._link.up.wait()
             except AnswerError as error:
-                if error.code != "OOM":
+                if error.code != "OOM" and not passing(error.code):
                     raise
                 await asyncio.sleep(0.1)  # what is taken makes room
-        if self._waiting == 1:
+        if self._waiting == 1 and not self._may_be_new:
             self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
+        self._may_be_new = False
         self.progress = self._link.loop.time()
         self._sizes.append(len(element))
-        await self._room()
 
     async def _room(self) -> None:
         while True:
@@ -94,9 +109,11 @@ class Inbound:
                 self.progress = self._link.loop.time()
             if sum(self._sizes) < self._window:
                 return
+            if self.is_lost():
+                raise ClientLeft("the client went away")
             self._credit.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._credit.wait(), 1.0)
+                await asyncio.wait_for(self._credit.wait(), LOOK)
             with contextlib.suppress(LinkError, AnswerError):
                 self._waiting = await self._link.call("LLEN", self.key)
                 self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
@@ -106,6 +123,7 @@ class Inbound:
         if agent != self._agent and self._seq:
             self._ring(agent, b"")
         self._agent = agent
+        self._may_be_new = True
         self._credit.set()
 
     async def push_body(self, receive: Receive, *, received: int, limit: int, timeout: float) -> None:
@@ -119,44 +137,47 @@ class Inbound:
             await self._pump(receive, received, limit, timeout)
         except (errors.BodyTimeout, errors.BodyTooLarge, ClientLeft) as error:
             code = error.code if isinstance(error, errors.BusError) else GONE
-            detail = str(error)
-            await self.push(partial(Failure, INBOUND, code=code, detail=detail))
+            await self._add(partial(Failure, INBOUND, code=code, detail=str(error)))
             raise
 
     async def _pump(self, receive: Receive, received: int, limit: int, timeout: float) -> None:
         now = self._link.loop.time
-        allowed, more = timeout, True
+        patience, more = Patience(timeout), True
         while more:
             began = now()
             try:
-                message = await asyncio.wait_for(receive(), allowed)
+                message = await asyncio.wait_for(receive(), patience.left)
             except TimeoutError:
                 raise errors.BodyTimeout(f"{received} bytes came, and then too little") from None
-            allowed -= now() - began
             if message["type"] == "http.disconnect":
                 raise ClientLeft("the client went away")
             data: bytes = message.get("body", b"")
             more = message.get("more_body", False)
+            patience.spent(now() - began, len(data))
             received += len(data)
             if received > limit:
                 raise errors.BodyTooLarge(f"more than {limit} bytes")
-            allowed = min(allowed + len(data) / SLOWEST, timeout)
             for start in range(0, len(data), wire.MAX_CHUNK):
                 part = data[start : start + wire.MAX_CHUNK]
                 await self.push(partial(Chunk, INBOUND, data=part))
-        await self.push(partial(End, INBOUND))
+        await self._add(partial(End, INBOUND))
 
-    async def push_messages(self, receive: Receive) -> None:
-        """The messages of a WebSocket, until its client closes it or is gone."""
+    async def push_messages(self, receive: Receive) -> tuple[int, str]:
+        """The messages of a WebSocket, until its client closes it or is gone: the code and the reason.
+
+        Raises :class:`ClientLeft` where it is gone while there is no room for what it said.
+        """
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                code, reason = message.get("code", 1005), message.get("reason") or ""
-                await self.push(partial(Close, INBOUND, code=code, reason=reason))
-                return
+                return message.get("code", 1005), message.get("reason") or ""
             text: str | None = message.get("text")
             data: bytes = text.encode() if text is not None else message.get("bytes") or b""
             for start in range(0, len(data) or 1, wire.MAX_CHUNK):
                 part = data[start : start + wire.MAX_CHUNK]
                 last = start + wire.MAX_CHUNK >= len(data)
                 await self.push(partial(Message, INBOUND, text=text is not None, last=last, data=part))
+
+    async def push_close(self, code: int, reason: str) -> None:
+        """The end of the messages of a WebSocket."""
+        await self._add(partial(Close, INBOUND, code=code, reason=reason))
