@@ -163,6 +163,13 @@ class GatewaySettings(CommonSettings):
     keepalive: float = knob(
         75.0, "How long an idle connection is kept open.", LIMITS, unit="seconds", least=0.0
     )
+    websocket_ping: float = knob(
+        30.0,
+        "How long a WebSocket's client may be silent before it is pinged, and then until it answers; 0 is for ever.",
+        LIMITS,
+        unit="seconds",
+        least=0.0,
+    )
     attempts: int = knob(
         3, "Runs that a request may get when its agents die, if it is safe to run again.", LIMITS, least=1
     )
@@ -263,7 +270,7 @@ class AgentSettings(CommonSettings):
     )
     workers: int = knob(1, "Agent processes.", PROCESS, short="-w", least=1)
     threads: int = knob(4, "Requests that one process runs at a time.", PROCESS, short="-t", least=1)
-    streams: int = knob(100, "Streamed responses that one process runs beside its threads.", PROCESS, least=0)
+    streams: int = knob(100, "Streams and WebSockets that one process runs beside its threads.", PROCESS, least=0)
     chdir: str = knob(
         "",
         "Directory to change to before the app is imported.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ from flaskbus_gateway.http import (
     stated_length,
 )
 from flaskbus_gateway.switchboard import Switchboard
-from flaskbus_gateway.websocket import Origins, WebSocket, denial
+from flaskbus_gateway.websocket import ANSWER_BODY, Origins, WebSocket, begin_answer
 
 log = logging.getLogger("flaskbus.gateway")
 
@@ -182,11 +183,12 @@ class Gateway:
         await receive()
         exchange: Exchange | None = None
         socket: WebSocket | None = None
+        answered = False
         try:
             state, request = await self._accept(board, {**scope, "method": "GET"}, receive)
             exchange = Exchange(board, state, replace(request, inbound=WEBSOCKET))
             board.open(exchange)
-            socket = WebSocket(exchange, receive, send, self.settings.message_limit)
+            socket = WebSocket(exchange, scope, receive, send, self.settings.message_limit)
             inbound = exchange.open_inbound()
             await exchange.send()
             exchange.pump(socket.feed(inbound))
@@ -197,16 +199,19 @@ class Gateway:
                 await socket.accept(head)
                 await socket.relay()
             else:
-                await send(denial(head))
+                await socket.answer(head)
+                answered = True
                 if isinstance(head, Reply):
-                    await send({"type": "websocket.http.response.body", "body": head.body})
+                    await send({"type": ANSWER_BODY, "body": head.body})
                 else:
-                    await self._relay(exchange, None, send, "websocket.http.response.body")
+                    await self._relay(exchange, None, send, ANSWER_BODY)
         except errors.BusError as error:
             if socket is not None and socket.accepted:
                 await socket.fail(str(error))
+            elif answered:
+                log.warning("%s ended early: %s", scope["path"], error)
             else:
-                await self._deny(error, exchange, send)
+                await self._deny(error, exchange, scope, send)
         except (ClientGone, OSError):
             pass
         finally:
@@ -216,22 +221,28 @@ class Gateway:
                 else:
                     board.spawn(self._take_back(board, exchange), last_act=True)
 
-    async def _deny(self, error: errors.BusError, exchange: Exchange | None, send: Send) -> None:
+    async def _deny(
+        self, error: errors.BusError, exchange: Exchange | None, scope: Scope, send: Send
+    ) -> None:
         status, headers, body = problem(error, exchange.request.id if exchange else "")
-        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": body})
+        with contextlib.suppress(OSError):
+            await begin_answer(scope.get("extensions") or {}, send, status, headers)
+            await send({"type": ANSWER_BODY, "body": body})
 
     async def _accept(self, board: Switchboard, scope: Scope, receive: Receive) -> tuple[MountState, Request]:
         """Route, admit, and only then read the body."""
         if scope["method"] == "CONNECT":
             raise errors.InvalidRequest("CONNECT asks for a tunnel, and this is no proxy")
         incoming = Incoming(scope, self.proxies)
-        if scope["type"] == "websocket":
+        websocket = scope["type"] == "websocket"
+        if websocket:
             self.origins.check(incoming)
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
             mount = await self._look_again(board, incoming)
         state = board.directory.states[mount]
+        if websocket and not state.streams:
+            raise errors.UnsupportedUpgrade(f"an agent of {mount.name} is too old for WebSockets")
         headers = tuple(incoming.headers)
         record = ""
         if state.policy is not None:
@@ -242,7 +253,7 @@ class Gateway:
         size = min(incoming.content_length or 0, most)  # that the broker will ever hold
         board.admission.admit(state.queue, mount.name, size, board.now())
         body, whole = b"", True
-        if has_body(scope, incoming):
+        if not websocket and has_body(scope, incoming):
             try:
                 body, whole = await self._read_body(incoming, receive, streams=streams)
                 board.admission.check(state.queue, mount.name, board.now())
@@ -343,7 +354,7 @@ class Gateway:
                 if left != 0:
                     raise
                 log.info("%s ended after its answer was out: %s", exchange.request.target, error)
-                await send({"type": "http.response.body", "body": b""})
+                await send({"type": kind, "body": b""})
                 return
             data = b"".join(frame.data for frame in frames if isinstance(frame, Chunk))
             if data:

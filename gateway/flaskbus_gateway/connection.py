@@ -12,6 +12,7 @@ heading    accept, or the first byte of a later request        header_timeout   
 idle       the end of a response, if the connection is kept    keepalive             close
 stalled    the client takes nothing of what was written        idle_timeout          reset
 lingering  the response was out before the request was in      LINGER                close
+silent     a WebSocket's client said nothing                   websocket_ping        ping; once more, and 1011
 =========  ==================================================  ====================  ==============================
 """
 
@@ -30,8 +31,9 @@ from gunicorn.asgi import parser, protocol
 from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
 
 from flaskbus.errors import BusError, InvalidRequest
-from flaskbus_gateway import handshake
+from flaskbus_gateway.handshake import is_handshake, mistake
 from flaskbus_gateway.http import IS_LOST
+from flaskbus_gateway.websocket_protocol import UNANSWERED, WebSocketProtocol
 
 if TYPE_CHECKING:
     from flaskbus_gateway.worker import Worker
@@ -50,7 +52,6 @@ CLOSE = (b"connection", b"close")
 SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
-handshake.install()
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
 for _status in HTTPStatus:
     # Otherwise 207, 416 and others are "Unknown".
@@ -61,6 +62,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
     """One client's connection: HTTP/1, HTTP/2 or, after an upgrade, a WebSocket."""
 
     worker: Worker
+    _callback_parser: Any
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
@@ -185,7 +187,8 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
 
     def _build_websocket_scope(self, *args: Any) -> dict[str, Any]:
         scope: dict[str, Any] = super()._build_websocket_scope(*args)
-        return scope | {"extensions": {"websocket.http.response": {}}}
+        extensions = {"websocket.http.response": {}, IS_LOST: lambda: self._conn_lost_handled}
+        return scope | {"extensions": extensions}
 
     async def _serve_http_request(self, *args: Any) -> bool:
         receiver = self._body_receiver
@@ -193,6 +196,67 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         # ASGI: after the response receive() says http.disconnect. gunicorn forgets who waits there.
         receiver.signal_disconnect()
         return keepalive and not self._last
+
+    # WebSockets
+
+    def _is_websocket_upgrade(self, request: Any) -> bool:
+        return is_handshake(request.method, request.version, request.headers_bytes)
+
+    async def _handle_websocket(
+        self, request: Any, sockname: tuple[str, int], peername: tuple[str, int]
+    ) -> None:
+        early = self._callback_parser.remaining()
+        self._callback_parser = None
+        if wrong := mistake(request.headers_bytes):
+            self._send_error_response(*wrong)
+            return
+        now = self.worker.loop.time
+        websocket = WebSocketProtocol(
+            self.transport,
+            self._build_websocket_scope(request, sockname, peername),
+            self.app,
+            self.log,
+            limit=self.worker.settings.message_limit,
+            drain=self._flow_control.drain,
+            respond=self._answer_handshake,
+            hang_up=self._hang_up,
+        )
+        self._websocket = websocket
+        websocket.feed_data(early)
+        began = now()
+        if self.worker.silent.span:
+            self.worker.silent.start(self, began)
+        try:
+            await websocket.run()
+        finally:
+            self._refused = not websocket.accepted  # the client may have said more
+            if self.log.access_log_enabled:
+                response = _gunicorn.ASGIResponseInfo(websocket.status, (), websocket.sent)
+                environ = self._build_environ(request, sockname, peername)
+                self.log.access(response, request, environ, _gunicorn._RequestTime(now() - began))
+
+    def _answer_handshake(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send_response_start(status, headers, self._current_request, close=True)
+        self._safe_write(self._response_buffer)
+
+    def _hang_up(self, lingers: bool) -> None:
+        """A WebSocket has ended by its own rules, while the app may not have noticed."""
+        if lingers:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def silence_overdue(self) -> None:
+        websocket = self._websocket
+        if websocket.closed or self._farewell is not None:
+            return
+        self.worker.silent.start(self, self.worker.loop.time())
+        if not websocket.ping():
+            self._say_goodbye(*UNANSWERED)
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        self._farewell = self.worker.loop.create_task(self._websocket._send_close(code, reason))
+        self.worker.loop.call_later(LINGER, self.transport.abort)
 
     # Errors
 
@@ -292,10 +356,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             self._farewell = self.worker.loop.create_task(self._h2_conn.close(last_stream_id=last))
         socket = self._websocket
         if socket is not None and self._farewell is None and socket.accepted and not socket.closed:
-            self._farewell = self.worker.loop.create_task(
-                socket._send_close(CLOSE_GOING_AWAY, "shutting down")
-            )
-            self.worker.loop.call_later(LINGER, self.transport.abort)
+            self._say_goodbye(CLOSE_GOING_AWAY, "shutting down")
 
     def refuse_streams(self) -> None:
         """Begin no further stream of HTTP/2 (REFUSED_STREAM); its client may send it again elsewhere."""

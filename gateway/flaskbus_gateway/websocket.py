@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from flaskbus import errors
 from flaskbus.messages import Close, Head, Message, Reply
 from flaskbus_gateway.exchange import Exchange
-from flaskbus_gateway.http import Incoming, Receive, Send, relayed_headers
-from flaskbus_gateway.inbound import Inbound
+from flaskbus_gateway.http import IS_LOST, Incoming, Receive, Scope, Send, relayed_headers
+from flaskbus_gateway.inbound import ClientLeft, Inbound
 
 ABNORMAL = 1011
 """The close code for what is no fault of the client (RFC 6455 section 7.4.1)."""
@@ -20,57 +22,94 @@ FAREWELL = 7.0
 LONGEST_REASON = 123
 """Bytes of a close frame's reason (RFC 6455 section 5.5)."""
 
+NO_CODE, GONE = 1005, 1006
+"""Codes that say how a WebSocket ended, without one and without a word (RFC 6455 section 7.4.1)."""
+
+ANSWER_BODY = "websocket.http.response.body"
+"""The ASGI message with a part of the answer to a handshake that is not taken."""
+
+_PORTS = {"http": ":80", "https": ":443"}
+
 
 class Origins:
     """Whose pages may open a WebSocket: the host's own, and those of ``allowed``, as the setting writes them."""
 
     def __init__(self, allowed: str) -> None:
-        self._allowed = {item.strip().lower() for item in allowed.split(",")}
+        items = [item.strip().lower() for item in allowed.split(",") if item.strip()]
+        self._any = "*" in items
+        self._allowed = {_split(item) for item in items if item != "*"}
 
     def check(self, incoming: Incoming) -> None:
         """Raises :class:`~flaskbus.errors.ForeignOrigin`. What has no Origin is no page in a browser.
 
         Browsers let every page open a WebSocket everywhere, and send cookies along: it is for servers to look (RFC
-        6455 section 10.2). The scheme is not compared, as a proxy in front may take off TLS without a word.
+        6455 section 10.2). The scheme is not compared with our own, as a proxy in front may take off TLS without a
+        word; a default port is the same as none (RFC 6454 section 4).
         """
-        origins = [value.decode("latin-1").lower() for name, value in incoming.headers if name == b"origin"]
-        for origin in origins:
-            scheme, _, host = origin.partition("://")
-            own = scheme in ("http", "https") and host == incoming.host.lower()
-            if not own and origin not in self._allowed and "*" not in self._allowed:
+        for name, value in incoming.headers:
+            if name != b"origin" or self._any:
+                continue
+            origin = value.decode("latin-1").lower()
+            scheme, host = _split(origin)
+            own = scheme in _PORTS and host == incoming.host.lower().removesuffix(_PORTS[scheme])
+            if not own and (scheme, host) not in self._allowed:
                 raise errors.ForeignOrigin(
                     f"{origin} is not {incoming.host}, and not among websocket_origins"
                 )
 
 
+def _split(origin: str) -> tuple[str, str]:
+    """Scheme, and host with its port unless that is the scheme's own."""
+    scheme, _, host = origin.partition("://")
+    return scheme, host.removesuffix(_PORTS.get(scheme, ""))
+
+
 class WebSocket:
     """Relays one WebSocket between ASGI and an exchange. ``limit``: largest message of the app in bytes."""
 
-    def __init__(self, exchange: Exchange, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         self._exchange = exchange
+        self._extensions = scope.get("extensions") or {}
         self._receive = receive
         self._send = send
         self._limit = limit
         self.accepted = False
+        self._left = False  # the client takes nothing any more
 
     async def accept(self, head: Head) -> None:
         """The app took the handshake."""
         headers = relayed_headers(head.headers)
         self.accepted = True
-        chosen = next((value for name, value in headers if name == b"sec-websocket-protocol"), None)
+        chosen = next((value for name, value in headers if name.lower() == _PROTOCOL), None)
         await self._send(
             {
                 "type": "websocket.accept",
                 "subprotocol": chosen.decode("latin-1") if chosen else None,
-                "headers": [pair for pair in headers if pair[0] != b"sec-websocket-protocol"],
+                "headers": [pair for pair in headers if pair[0].lower() not in _OURS],
             }
         )
 
+    async def answer(self, head: Reply | Head) -> None:
+        """The app did not take it: begin its own answer. Raises OSError where the server can send none but 403."""
+        if head.status < 200:
+            raise errors.AgentLost(f"the agent answered a handshake with status {head.status}, and no more")
+        await begin_answer(self._extensions, self._send, head.status, relayed_headers(head.headers))
+
     async def feed(self, inbound: Inbound) -> None:
         """Bring the app what the client sends, until its close; the app has some seconds for its own."""
-        await inbound.push_messages(self._receive)
+        inbound.is_lost = self._extensions.get(IS_LOST, inbound.is_lost)
+        try:
+            code, reason = await inbound.push_messages(self._receive)
+        except ClientLeft:
+            code, reason = GONE, ""
+        self._left = True
         if self.accepted:
-            await asyncio.sleep(FAREWELL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    if code != NO_CODE:
+                        code, reason = _written(code, reason, instead=GONE)
+                    await inbound.push_close(code, reason)
+                    await asyncio.sleep(FAREWELL)
         self._exchange.abandon()
 
     async def relay(self) -> None:
@@ -98,29 +137,46 @@ class WebSocket:
             exchange.handed_over(len(frames), taken)
 
     async def _give(self, data: bytes, text: bool) -> None:
-        if not text:
-            await self._send({"type": "websocket.send", "bytes": data})
-            return
         try:
-            await self._send({"type": "websocket.send", "text": data.decode()})
+            content: dict[str, Any] = {"text": data.decode()} if text else {"bytes": data}
         except UnicodeDecodeError:
             raise errors.AgentLost("the app sent text that is not UTF-8") from None
+        if not self._left:
+            # The app may not know yet that the client left, and has to hear all that it said before.
+            with contextlib.suppress(OSError):
+                await self._send({"type": "websocket.send", **content})
 
     async def _close(self, code: int, reason: str) -> None:
-        if code in (1005, 1006):  # never on the wire: it gave no code, or ended without a word
-            code = 1000 if code == 1005 else ABNORMAL
-        reason = reason.encode()[:LONGEST_REASON].decode(errors="ignore")
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        if not self._left:
+            code, reason = _written(1000 if code == NO_CODE else code, reason, instead=ABNORMAL)
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def fail(self, detail: str) -> None:
         """The bus ends it."""
         await self._close(ABNORMAL, detail)
 
 
-def denial(head: Reply | Head) -> dict[str, Any]:
-    """The app's own answer to a handshake that it does not take (ASGI's WebSocket Denial Response)."""
-    return {
-        "type": "websocket.http.response.start",
-        "status": head.status,
-        "headers": relayed_headers(head.headers),
-    }
+_PROTOCOL = b"sec-websocket-protocol"
+
+_OURS = frozenset({_PROTOCOL, b"sec-websocket-accept", b"sec-websocket-extensions", b"content-length"})
+"""Headers of an accepted handshake that are between the client and the gateway."""
+
+
+def _written(code: int, reason: str, *, instead: int) -> tuple[int, str]:
+    """Code and reason as they may be written (RFC 6455 section 7.4); ``instead`` of a code that may not."""
+    if not ((1000 <= code <= 1014 and code not in (1004, NO_CODE, GONE)) or 3000 <= code <= 4999):
+        code = instead
+    return code, reason.encode()[:LONGEST_REASON].decode(errors="ignore")
+
+
+async def begin_answer(
+    extensions: Mapping[str, Any], send: Send, status: int, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """The head of an answer to a handshake that is not taken (ASGI's WebSocket Denial Response).
+
+    Raises OSError where the server knows of no such thing: it answers 403 then.
+    """
+    if "websocket.http.response" not in extensions:
+        await send({"type": "websocket.close"})
+        raise OSError("the server takes no answer")
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})

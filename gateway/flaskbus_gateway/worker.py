@@ -58,7 +58,8 @@ class Worker(ASGIWorker):
         self.idle = Deadlines[Connection](self.settings.keepalive)
         self.stalled = Deadlines[Connection](self.settings.idle_timeout)
         self.lingering = Deadlines[Connection](LINGER)
-        self.deadlines = (self.heading, self.idle, self.stalled, self.lingering)
+        self.silent = Deadlines[Connection](self.settings.websocket_ping)
+        self.deadlines = (self.heading, self.idle, self.stalled, self.lingering, self.silent)
         self.stopping = False
         """Whether clients are told to close. gunicorn's ``alive`` stays true meanwhile: without it a connection is
         closed under a client that was not told, and may have sent its next request."""
@@ -102,7 +103,8 @@ class Worker(ASGIWorker):
                 lambda: Connection(self), sock=listener, backlog=self.cfg.backlog, **self._tls
             )
             self.servers.append(server)
-        tick = min(TICK, *(span / 2 for span in (self.heading.span, self.idle.span) if span))
+        spans = (self.heading.span, self.idle.span, self.silent.span)
+        tick = min(TICK, *(span / 2 for span in spans if span))
         while not self.stopping and self.ppid == os.getppid():
             await self._tick(tick)
         self.stopping = True
@@ -148,6 +150,8 @@ class Worker(ASGIWorker):
             connection.stalled_overdue()
         for connection in self.lingering.take_due(now):
             connection.transport.close()
+        for connection in self.silent.take_due(now):
+            connection.silence_overdue()
         try:
             await asyncio.wait_for(self._news.wait(), seconds)
         except TimeoutError:
