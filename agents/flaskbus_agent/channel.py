@@ -6,15 +6,15 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import hiredis
 import redis
 
 from flaskbus.address import Address, Node, parse_url
 from flaskbus.broker import Unavailable, raw_connection, script_sha, script_source
 from flaskbus.cluster import key_of
 from flaskbus.cluster_client import NotSent, cluster_map, follow
+from flaskbus.resp import pack
 
 Argument = str | bytes | int
 
@@ -38,7 +38,7 @@ class Channel:
         try:
             if not connection.is_connected:
                 connection.connect()
-            connection.send_packed_command([hiredis.pack_command(cast(Any, command))], check_health=False)
+            connection.send_packed_command([pack(command)], check_health=False)
             return connection.read_response()
         except Unavailable:
             connection.disconnect()
@@ -131,12 +131,12 @@ class ClusterChannel(MovingChannel):
     def to(self, node: Node, *command: Argument) -> Any:
         """Ask this node, and follow no redirection."""
         try:
-            return self._send(node, False, hiredis.pack_command(cast(Any, command)))
+            return self._send(node, False, pack(command))
         finally:
             self._since, self._now = 0.0, None
 
     def _follow(self, key: str | bytes | None, command: tuple[Argument, ...]) -> Any:
-        packed = hiredis.pack_command(cast(Any, command))
+        packed = pack(command)
         try:
             return follow(self.map, key, lambda node, asking: self._send(node, asking, packed))
         finally:
@@ -176,7 +176,7 @@ class ClusterChannel(MovingChannel):
             connection.disconnect()
 
 
-_ASKING = hiredis.pack_command(("ASKING",))
+_ASKING = pack(("ASKING",))
 
 
 def hang_up(connection: Any) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,8 @@ from flaskbus.messages import Chunk, Close, End, Failure, Frame, Head, Headers, 
 from flaskbus.refusals import passing
 from flaskbus.signing import FrameSeal, Seal, opener
 from flaskbus_agent.channel import Argument, Channel
+from flaskbus_agent.flow import Window
+from flaskbus_agent.gatherer import LIMIT, Gatherer
 from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.wsgi import Cancelled
 
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger("flaskbus.agent")
+
+QUICK = 0.001
+"""Seconds: an app that yields the next part sooner does not wait until the broker has taken the last one."""
+
+HURRIED = 3
+"""Quick yields in a row after which that begins. Most responses are over by then, and need no second thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,7 @@ class Bell:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._credit = threading.Event()
         self.elements: deque[bytes] = deque(maxlen=256)
         """Elements of the inbound list that came with the rings; the list has them too."""
 
@@ -105,12 +115,18 @@ class Bell:
         if element:
             self.elements.append(element)
         self._event.set()
+        self._credit.set()
 
     def wait(self, timeout: float) -> bool:
         """Until it rings, or ``timeout`` seconds; whether it rang."""
         rang = self._event.wait(timeout)
         self._event.clear()
         return rang
+
+    def wait_for_credit(self, timeout: float) -> None:
+        """The same, for whoever sends, which may be another thread than the one that reads."""
+        self._credit.wait(timeout)
+        self._credit.clear()
 
 
 class Bells:
@@ -154,7 +170,7 @@ class Outbox:
         self._entry = entry
         self._request = request
         self.agent = agent
-        self._window = window
+        self._window = Window(window)
         self._bells = bells
         self._running = running
         self._keeper = keeper
@@ -166,7 +182,11 @@ class Outbox:
         self._seq = 0
         self._head: Head | None = None
         self._streaming = False
-        self._sizes: deque[int] = deque()
+        self._is_extra = False  # its thread is none of those for short requests
+        self._unsent: list[bytes] = []  # frames that the broker had no memory for
+        self._gatherer: Gatherer | None = None
+        self._resumed = 0.0  # when the app last got control (monotonic seconds)
+        self._quick = 0  # how often in a row it yielded soon after that
         self._boundaries: Boundaries | None = None
         self._turn = threading.Lock()
         """Held while frames of an event stream are sent, which another thread may end."""
@@ -185,24 +205,32 @@ class Outbox:
         self._boundaries = boundaries(headers)
 
     def chunk(self, data: bytes, /) -> None:
+        is_quick = time.monotonic() - self._resumed < QUICK
+        self._quick = self._quick + 1 if is_quick else 0
         self._running.since = math.inf
         if self._boundaries is not None:
             self._send_events(data, self._boundaries)
+            self._resumed = time.monotonic()
             return
         try:
-            self._pause(self._push([*self._unsent_head(), self._chunk(data)]))
+            self._wait(self._send(data))
         finally:
-            self._running.since = time.monotonic()
+            self._resumed = self._running.since = time.monotonic()
 
     def end(self) -> None:
+        self._drain()
         self.finish([*self._unsent_head(), End(self._request.attempt, self._take_seq())])
 
     def fail(self, code: str, detail: str, /) -> None:
+        with suppress(redis.exceptions.RedisError):  # then it is that which is confessed
+            self._drain()
         self.finish([*self._unsent_head(), Failure(self._request.attempt, self._take_seq(), code, detail)])
 
     # Events
 
     def _send_events(self, data: bytes, found: Boundaries) -> None:
+        if self._ending.is_set():
+            self._drain()
         with self._turn:
             if self._over:
                 raise Cancelled
@@ -212,22 +240,61 @@ class Outbox:
                 self.finish([*self._unsent_head(), *last, End(self._request.attempt, self._take_seq())])
                 raise Cancelled  # the app's iterable is closed
             found.advance(data)
-            on_list = self._push([*self._unsent_head(), self._chunk(data)])
+            on_list = self._send(data)
             self._running.events = self
-        self._pause(on_list)
+        self._wait(on_list)
 
     def end_events(self, channel: ChannelPool) -> None:
         """End the response now if it is at an event boundary: another thread's way, while the app's code goes on.
 
-        Raises :class:`Cancelled` as :meth:`finish` does.
+        What is still being sent ends it afterwards. Raises :class:`Cancelled` as :meth:`finish` does.
         """
         with self._turn:
-            if not self._over and not self.settled and self._boundaries and self._boundaries.complete:
+            if self._over or self.settled or (self._gatherer is not None and not self._gatherer.idle):
+                return
+            if self._boundaries and self._boundaries.complete:
                 self._over = True
                 self.finish([End(self._request.attempt, self._take_seq())], channel)
                 self._running.since = math.inf
 
     # Sending
+
+    def _send(self, data: bytes) -> int | None:
+        """Send a part now; how many frames lie on the list then. ``None`` where it is on its way."""
+        gatherer = self._gatherer
+        if gatherer is None or gatherer.idle:
+            if self._quick < HURRIED:
+                return self._push([*self._unsent_head(), self._chunk(data)])
+            if gatherer is None:
+                if isinstance(self._channel, Channel):
+                    self._channel = ChannelPool([self._channel])  # for two threads
+                limit = min(LIMIT, self._window.size)
+                gatherer = self._gatherer = Gatherer(self._send_gathered, self._rest, limit)
+        gatherer.add(data)
+        return None
+
+    def _wait(self, on_list: int | None) -> None:
+        """Until the app may yield more."""
+        if on_list is not None:
+            self._pause(on_list)
+        elif self._gatherer is not None:
+            self._gatherer.wait()
+
+    def _drain(self) -> None:
+        """Wait until all was sent that the app has yielded. Raises what sending it raised."""
+        if self._gatherer is not None:
+            self._running.since = math.inf
+            self._gatherer.drain()
+
+    def _send_gathered(self, chunks: list[bytes]) -> int:
+        """The gatherer's way: send, wait while the client is a whole window behind; the room for more in bytes."""
+        self._pause(self._push([self._chunk(data) for data in chunks]))
+        return self._window.room
+
+    def _rest(self) -> None:
+        """All was sent."""
+        if self._ending.is_set() and isinstance(self._channel, ChannelPool):
+            self.end_events(self._channel)
 
     def _take_seq(self) -> int:
         seq = self._seq
@@ -264,11 +331,13 @@ class Outbox:
         The ``channel`` is that of the calling thread, where it is not the one that runs the app.
         """
         self._running.since = math.inf
-        encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
+        encoded = [*self._unsent, *(wire.encode_frame(frame, self._sign) for frame in frames)]
         record, fate = self._remember(frames, sum(map(len, encoded)))
         arguments = [*self._arguments(), wire.MAX_RING_FRAME, *fate, *encoded]
         outcome = self._insist("finish", arguments, channel, record)
         self.settled = True
+        if self._gatherer is not None:
+            self._gatherer.close()
         if outcome != b"done":
             self._not_wanted(outcome)
         self._running.since = time.monotonic()
@@ -278,27 +347,37 @@ class Outbox:
         if not self._streaming:
             self.bell()
         encoded = [wire.encode_frame(frame, self._sign) for frame in frames]
-        while (
-            outcome := self._insist("push", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
-        ) == b"full":
-            # The broker is out of memory: go on when the client has taken what lies there.
+        while (on_list := self._try_to_push(encoded)) is None:
+            # Go on when the client has taken what lies there.
             if self._given_up.is_set():
                 raise Cancelled
-            self.bell().wait(1.0)
+            self.bell().wait_for_credit(1.0)
+        return on_list
+
+    def _try_to_push(self, encoded: list[bytes]) -> int | None:
+        """The same; ``None`` where the broker is out of memory."""
+        outcome = self._insist("push", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        if outcome == b"full":
+            return None
         if isinstance(outcome, bytes):
             self.settled = True
             if self._request.idempotency:
                 self.finish([End(self._request.attempt, self._seq)])  # its record learns that it ran
             self._not_wanted(outcome)
-        self._sizes.extend(len(element) for element in encoded)
+        self._window.pushed(map(len, encoded))
         self.become_stream()
         return outcome
 
-    def become_stream(self) -> None:
-        """It may last: its thread and its connection are not needed for short requests any more, if possible."""
+    def become_stream(self) -> bool:
+        """It may last: its thread and its connection are not needed for short requests any more; whether there
+        was room for one more of that kind.
+        """
         if not self._streaming:
             self._streaming = True
-            self._channel = self._on_stream() or self._channel
+            shared = self._on_stream()
+            self._is_extra = shared is not None
+            self._channel = shared or self._channel
+        return self._is_extra
 
     # WebSockets
 
@@ -312,25 +391,34 @@ class Outbox:
         self._push([Head(self._request.attempt, self._take_seq(), 101, headers, self.agent)])
 
     def messages(self, parts: Iterable[tuple[bool, bool, bytes]]) -> bool:
-        """Send parts of messages (text, last, data); whether there is room for more."""
-        return self._has_room(self._push([self._message(*part) for part in parts]))
+        """Send parts of messages (text, last, data); whether there is room for more. Never waits for that."""
+        self._unsent += [wire.encode_frame(self._message(*part), self._sign) for part in parts]
+        on_list = self._try_to_push(self._unsent)
+        if on_list is None:
+            return False
+        self._unsent = []
+        return self._has_room(on_list)
 
     def _message(self, text: bool, last: bool, data: bytes) -> Message:
         return Message(self._request.attempt, self._take_seq(), text, last, data)
 
     def has_room(self) -> bool:
         """Whether the client has taken enough of what was sent."""
+        if self._unsent:
+            return self.messages(())
         return self._has_room(self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id)))
 
     def _has_room(self, on_list: int) -> bool:
-        while len(self._sizes) > on_list:
-            self._sizes.popleft()
-        return sum(self._sizes) < self._window
+        self._window.left(on_list)
+        return self._window.room > 0
 
     def close(self, parts: Iterable[tuple[bool, bool, bytes]], code: int, reason: str) -> None:
         """The last messages of the app, and how it ended the WebSocket."""
         last: list[Frame] = [self._message(*part) for part in parts]
-        self.finish([*last, Close(self._request.attempt, self._take_seq(), code, reason)])
+        try:
+            self.finish([*last, Close(self._request.attempt, self._take_seq(), code, reason)])
+        finally:
+            self._running.since = math.inf  # as before: its code may be about to end
 
     # Inbound frames
 
@@ -367,16 +455,12 @@ class Outbox:
 
     def _pause(self, on_list: int) -> None:
         """Wait while the client is a whole window behind."""
-        while True:
-            while len(self._sizes) > on_list:
-                self._sizes.popleft()
-            # A gateway of wire version 1 leaves one frame on the list until the next one has come.
-            if sum(self._sizes) < self._window or len(self._sizes) <= 1:
-                return
-            self.bell().wait(1.0)
-            on_list = self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id))
-            if on_list == 0:
-                self._sizes.clear()  # taken, or nobody wants it: the next push will tell
+        self._window.left(on_list)
+        # A gateway of wire version 1 leaves one frame on the list until the next one has come.
+        while self._window.room <= 0 and self._window.elements > 1:
+            self.bell().wait_for_credit(1.0)
+            # Nothing there: taken, or nobody wants it, and the next push will tell.
+            self._window.left(self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id)))
 
     def _not_wanted(self, outcome: object) -> NoReturn:
         log.debug("request %s is not ours any more (%s)", self._request.id, outcome)

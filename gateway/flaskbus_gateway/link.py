@@ -31,6 +31,7 @@ from flaskbus.broker import (
 )
 from flaskbus.connections import tls_context
 from flaskbus.errors import StartError
+from flaskbus.resp import pack
 from flaskbus_gateway.answers import Answer as Answer
 from flaskbus_gateway.answers import AnswerError as AnswerError
 from flaskbus_gateway.answers import Command, LinkDown, LinkError, LinkLost
@@ -315,7 +316,7 @@ class NodeLink(asyncio.Protocol):
     def _write(self, command: Command) -> None:
         if not self._out:
             self.loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(command))
+        self._out.append(pack(command))
 
     def _flush(self) -> None:
         out = self._out

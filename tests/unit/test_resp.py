@@ -1,9 +1,11 @@
-"""RESP2 replies, and how redis-cli shows them."""
+"""RESP2 commands and replies, and how redis-cli shows them."""
 
 from __future__ import annotations
 
 import io
+from typing import Any, cast
 
+import hiredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,17 @@ from hypothesis import strategies as st
 from flaskbus import resp, wire
 from flaskbus.messages import Failure, Reply, Request
 from flaskbus.resp import Error, Status, formatted, quoted, raw, read, split, unpacked
+
+
+@given(
+    st.lists(
+        st.text() | st.integers() | st.binary() | st.integers(0, 3 * resp.LARGE).map(bytes),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_a_command_is_what_hiredis_would_make_of_it(command: list[str | bytes | int]) -> None:
+    assert resp.pack(tuple(command)) == hiredis.pack_command(cast(Any, tuple(command)))
 
 
 def reply(data: bytes) -> resp.Reply:
