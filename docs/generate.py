@@ -245,6 +245,7 @@ WHEN = {
     "queue-full": "`queue_limit` requests wait for this mount, or would wait longer than `queue_age`, or `open_limit` "
     "is reached.",
     "no-agent": "No agent came within `hold`, or those that there are fail to start; `detail` says why.",
+    "streams-full": "A WebSocket, and its agent process has as many streams and WebSockets as `streams` allows.",
     "not-started": "Agents are there, but none had a free thread within `head_timeout`. Start another one.",
     "broker-unavailable": "The broker has been away for 5 s, or refused to take the request.",
     "broker-full": "The broker uses four fifths of its `maxmemory`, or is out of memory.",

@@ -110,6 +110,12 @@ class NoAgent(NotExecuted):
     status, code, title, fault = 503, "no-agent", "No agent is serving this mount", "app"
 
 
+class StreamsFull(NotExecuted):
+    """An agent process has as many streams and WebSockets as it takes; says so of a WebSocket."""
+
+    status, code, title, fault = 503, "streams-full", "Too many WebSockets are open", "app"
+
+
 class DeadlineBeforeStart(NotExecuted):
     """Agents are there, but none was free in time."""
 

@@ -1,13 +1,9 @@
-"""Between the WebSockets that apps hold and the lists of their exchanges: one thread for all of a process.
-
-    app ── pair of sockets ── Client (RFC 6455) ── frames ── inbound list, reply list
+"""One thread for all WebSockets of a process: waits for any of their apps, or for a word from the gateways.
 
 Rules of this module:
 
-* The thread waits in one place: for any of the sockets, or for a word from another thread.
-* While a window of frames waits for the real client, the app's socket is not read, and that stops the app.
-* While bytes wait for the app, the inbound list is not read, and that stops the real client.
-* The app's close is the last frame. The real client's close goes to the app, whose own ends the exchange.
+* The thread waits in one place, and never for one line alone; only the broker may keep it.
+* One line's trouble is its own: whatever it raises ends that line, and its client hears of it.
 """
 
 from __future__ import annotations
@@ -20,68 +16,35 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import redis
 
-from flaskbus import wire
-from flaskbus.broker import Unavailable
-from flaskbus.errors import WireError
-from flaskbus.messages import Close, Frame, Headers, Message
-from flaskbus_agent.inbound import LOOK, InboundList
-from flaskbus_agent.outbox import Outbox
-from flaskbus_agent.websocket import Accepted, Client, Closed
-from flaskbus_agent.websocket import Message as Part
+from flaskbus_agent.inbound import LOOK
+from flaskbus_agent.line import Line
 from flaskbus_agent.wsgi import Cancelled
 
 log = logging.getLogger("flaskbus.agent")
 
-FAREWELL = 5.0
-"""Seconds that an app has for its own close, after the client's."""
+PULSE = 0.1
+"""Seconds between two looks around for lines that are due."""
 
-RECEIVE = 65536
-"""Bytes that are read of a socket at once."""
+DUE = 20
+"""Most lines that one such look asks the broker about: others wait meanwhile."""
 
-
-class Line:
-    """One WebSocket. ``key`` is its inbound list; ``offered`` are the subprotocols that the client offers."""
-
-    def __init__(self, outbox: Outbox, key: str, offered: list[str], limit: int) -> None:
-        self.outbox = outbox
-        self.inbound = InboundList(outbox, key, outbox.is_signed)
-        self.client = Client(offered, limit)
-        self.ours, self.apps = socket.socketpair()
-        self.ours.setblocking(False)
-        self.to_app = bytearray()
-        self.accepted = False
-        self.over = threading.Event()
-        """Set when the last frame was sent, or nobody waits for one any more."""
-        self.paused = False  # the client is a window behind
-        self.closing = 0.0  # until when the app may answer the client's close
-
-    def spoke(self) -> bool:
-        """Whether the app wrote to its socket: what else it answers is nothing for the client then."""
-        if self.accepted or self.over.is_set():
-            return True
-        try:
-            return self.ours.recv(1, socket.MSG_PEEK) != b""
-        except OSError:
-            return False
-
-    def end_app(self) -> None:
-        """The app's code has ended: what it wrote is still read."""
-        with suppress(OSError):
-            self.apps.shutdown(socket.SHUT_RDWR)
-        self.apps.close()
+MANY = 100
+"""So many lines are each looked at every :data:`~flaskbus_agent.inbound.LOOK`, twice as many half as often."""
 
 
 class Bridge:
-    """Carries the messages of every :class:`Line`."""
+    """Carries the messages of every :class:`~flaskbus_agent.line.Line`."""
 
     def __init__(self) -> None:
         self._selector: selectors.BaseSelector
         self._waker: socket.socket
         self._woken: socket.socket
         self._closed = False
+        self._patience = 0.0  # seconds that apps have for their close, once the agent stops
         self._lines: dict[str, Line] = {}
         self._asked: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -91,233 +54,145 @@ class Bridge:
     # Any thread
 
     def add(self, line: Line) -> None:
+        """Carry a line until its end. Raises :class:`OSError` or :class:`RuntimeError` where no thread can be begun."""
         with self._lock:
             if self._thread is None:
-                self._selector = selectors.DefaultSelector()
-                self._waker, self._woken = socket.socketpair()
-                self._woken.setblocking(False)
-                self._waker.setblocking(False)
-                self._selector.register(self._woken, selectors.EVENT_READ)
-                self._thread = threading.Thread(target=self._run, name="flaskbus-websockets", daemon=True)
-                self._thread.start()
-        self._ask(lambda: self._open(line))
+                self._start()
+        self._ask(partial(self._open, line))
 
-    def drop(self, line: Line) -> None:
-        """The app has answered without a WebSocket."""
-        line.over.set()
-        self._ask(lambda: self._end(line))
+    def end(self, line: Line) -> None:
+        """Let go of a line, whose app has answered without a WebSocket."""
+        self._ask(partial(self._end, line))
+
+    def leave(self, patience: float) -> None:
+        """The agent stops: close every WebSocket, and those that still come. Apps have ``patience`` seconds."""
+        self._patience = patience
+        self._ask(self._leave)
 
     def close(self) -> None:
-        """End the thread, once no line is left."""
+        """Close what is left, and end the thread."""
         self._closed = True
+        self._ask(self._drop)
         if self._thread is not None:
-            with suppress(OSError):  # it has ended, or is awake already
-                self._waker.send(b"\0")
             self._thread.join(1.0)
 
     def ring(self, request_id: str, element: bytes) -> None:
         """The gateway sent something, maybe this ``element``, or took something."""
-        if request_id in self._lines:
-            self._ask(lambda: self._rung(request_id, element))
+        line = self._lines.get(request_id)
+        if line is not None:
+            self._ask(partial(self._guard, line, lambda line, now: line.rung(element, now)))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread is there, where there has to be one."""
+        return self._thread is None or self._thread.is_alive()
+
+    def _start(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._waker, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        thread = threading.Thread(target=self._run, name="flaskbus-websockets", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _ask(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            return
         self._asked.append(work)
-        with suppress(BlockingIOError):  # it is awake already
+        with suppress(OSError):  # it is awake already, or has ended
             self._waker.send(b"\0")
 
     # The bridge's thread
 
     def _run(self) -> None:
         while self._lines or self._asked or not self._closed:
-            for key, _ in self._selector.select(LOOK):
+            for key, _ in self._selector.select(PULSE if self._lines else None):
                 if key.data is None:
                     with suppress(BlockingIOError):
                         self._woken.recv(4096)
                 else:
-                    self._guard(key.data, self._ready)
-            while self._asked:
+                    self._guard(key.data, Line.ready)
+            for _ in range(len(self._asked)):
                 self._asked.popleft()()
-            now = time.monotonic()
-            if now - self._looked >= LOOK:
-                self._looked = now
-                for line in tuple(self._lines.values()):
-                    if line.closing and now > line.closing:
-                        self._guard(line, _give_up)
-                        self._end(line)
-                    else:
-                        self._guard(line, self._from_client)
+            self._look_around()
         self._selector.close()
         self._woken.close()
         self._waker.close()
 
-    def _guard(self, line: Line, work: Callable[[Line], None]) -> None:
-        """One line's trouble is its own."""
+    def _look_around(self) -> None:
+        """Ask for what a lost ring would have told, and do not wait for apps for ever."""
+        now = time.monotonic()
+        if now - self._looked < PULSE:
+            return
+        self._looked = now
+        lines = tuple(self._lines.values())
+        period = LOOK * max(1.0, len(lines) / MANY)
+        due = [line for line in lines if now - line.looked >= period]
+        for line in due[:DUE]:
+            line.looked = now
+            self._guard(line, Line.look)
+        for line in lines:
+            if line.overdue(now):
+                self._guard(line, Line.give_up)
+
+    def _guard(self, line: Line, work: Callable[[Line, float], bool | None]) -> None:
+        """Let a line do something now; again, when the others had their turn, if it says that there is more."""
         if line.over.is_set():
             return
         try:
-            work(line)
+            more = work(line, time.monotonic())
+            if not line.ended:
+                self._watch(line)
+                if more:
+                    self._ask(partial(self._guard, line, Line.look))
         except Cancelled:
-            self._end(line)
-        except (*Unavailable, redis.exceptions.RedisError, WireError) as error:
-            log.error("the WebSocket %s ended: %s", line.outbox.request_id, error)
+            line.lost()
+        except redis.exceptions.RedisError as error:
+            log.error("the WebSocket %s ended, the broker refuses it: %s", line.outbox.request_id, error)
+            line.break_off("the broker refused a part of it")
+        except Exception:
+            log.exception("the WebSocket %s ended", line.outbox.request_id)
+            line.break_off("the agent made a mistake")
+        if line.ended:
             self._end(line)
 
     def _open(self, line: Line) -> None:
         self._lines[line.outbox.request_id] = line
-        self._selector.register(line.ours, selectors.EVENT_READ, line)
+        self._guard(line, self._greet)
 
-    def _rung(self, request_id: str, element: bytes) -> None:
-        line = self._lines.get(request_id)
-        if line is not None:
-            self._guard(
-                line, self._from_ring if element and line.inbound.ring(element) else self._from_client
-            )
+    def _greet(self, line: Line, now: float) -> None:
+        if self._patience:
+            line.leave(self._patience, now)
 
-    def _ready(self, line: Line) -> None:
-        if line.to_app:
-            self._from_ring(line)
-        if not line.paused:
-            self._from_app(line)
+    def _leave(self) -> None:
+        for line in tuple(self._lines.values()):
+            self._guard(line, self._greet)
 
-    def _from_app(self, line: Line) -> None:
-        """Read what the app wrote, once, and send it to the client."""
-        try:
-            data = line.ours.recv(RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        frames: list[tuple[bool, bool, bytes]] = []
-        for event in line.client.feed(data):
-            if isinstance(event, Accepted):
-                line.accepted = True
-                line.outbox.accept(event.headers)
-            elif isinstance(event, Closed):
-                if line.accepted:
-                    line.outbox.close(frames, event.code, event.reason)
-                self._end(line)
-                return
-            else:
-                frames.extend(_split(event))
-        if frames:
-            line.paused = not line.outbox.messages(frames)
-        self._to_app(line)
-        if not data and not line.over.is_set():
-            if line.accepted:
-                line.outbox.close([], 1006, "")
+    def _drop(self) -> None:
+        for line in tuple(self._lines.values()):
+            line.lost()
             self._end(line)
 
-    def _from_client(self, line: Line) -> None:
-        """Take what the client sent, unless the app has not read what came before."""
-        if line.paused:
-            line.paused = not line.outbox.has_room()
-        if not line.to_app and line.inbound.look():
-            self._ask(lambda: self._guard(line, self._from_client))
-        self._from_ring(line)
-
-    def _from_ring(self, line: Line) -> None:
-        """Give the app what is in hand."""
-        frames = line.inbound.frames
-        self._to_app(line)
-        while frames and not line.to_app:
-            frame = frames.popleft()
-            self._deliver(line, frame)
-            self._to_app(line)
-            line.inbound.handed_on(1, len(frame.data) if isinstance(frame, Message) else 0)
-
-    def _deliver(self, line: Line, frame: Frame) -> None:
-        if isinstance(frame, Message):
-            line.client.send(frame.text, frame.last, frame.data)
-            return
-        code, reason = (frame.code, frame.reason) if isinstance(frame, Close) else (1006, "")
-        line.client.close(code, reason)
-        line.closing = time.monotonic() + FAREWELL
-
-    def _to_app(self, line: Line) -> None:
-        line.to_app += line.client.to_app()
-        self._write(line)
-
-    def _write(self, line: Line) -> None:
-        try:
-            while line.to_app:
-                sent = line.ours.send(line.to_app)
-                del line.to_app[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            line.to_app.clear()
-        self._watch(line)
-
     def _watch(self, line: Line) -> None:
-        if line.over.is_set():
+        """Wait for what the line wants now."""
+        wanted, watched = line.wanted, line.watched
+        if wanted == watched:
             return
-        wanted = (0 if line.paused else selectors.EVENT_READ) | (selectors.EVENT_WRITE if line.to_app else 0)
-        registered = line.ours in self._selector.get_map()
-        if registered and not wanted:
+        if not wanted:
             self._selector.unregister(line.ours)
-        elif registered:
+        elif watched:
             self._selector.modify(line.ours, wanted, line)
-        elif wanted:
+        else:
             self._selector.register(line.ours, wanted, line)
+        line.watched = wanted
 
     def _end(self, line: Line) -> None:
         """Both ends have had their last word."""
         self._lines.pop(line.outbox.request_id, None)
-        with suppress(KeyError):
+        if line.watched:
+            line.watched = 0
             self._selector.unregister(line.ours)
-        line.ours.close()
+        line.hang_up()
         line.over.set()
-
-
-def _give_up(line: Line) -> None:
-    """The client is gone, and the app has not said goodbye in its time."""
-    if line.accepted:
-        line.outbox.close([], 1006, "")
-
-
-def _split(part: Part) -> list[tuple[bool, bool, bytes]]:
-    """A part of a message in pieces that fit into frames: text, last, data."""
-    pieces = [part.data[start : start + wire.MAX_CHUNK] for start in range(0, len(part.data), wire.MAX_CHUNK)]
-    pieces = pieces or [b""]
-    return [
-        (part.text, part.last and number == len(pieces) - 1, piece) for number, piece in enumerate(pieces)
-    ]
-
-
-class LineSink:
-    """What the app answers beside its WebSocket: nothing for the client, unless it never took the handshake."""
-
-    def __init__(self, line: Line, bridge: Bridge, outbox: Outbox) -> None:
-        self._line = line
-        self._bridge = bridge
-        self._outbox: Outbox | None = outbox
-        self._decided = False
-
-    def _sink(self) -> Outbox | None:
-        if not self._decided:
-            self._decided = True
-            if self._line.spoke():
-                self._outbox = None
-            else:
-                self._bridge.drop(self._line)
-        return self._outbox
-
-    def reply(self, status: int, headers: Headers, body: bytes, /) -> None:
-        if sink := self._sink():
-            sink.reply(status, headers, body)
-
-    def head(self, status: int, headers: Headers, /) -> None:
-        if sink := self._sink():
-            sink.head(status, headers)
-
-    def chunk(self, data: bytes, /) -> None:
-        if sink := self._sink():
-            sink.chunk(data)
-
-    def end(self) -> None:
-        if sink := self._sink():
-            sink.end()
-
-    def fail(self, code: str, detail: str, /) -> None:
-        if sink := self._sink():
-            sink.fail(code, detail)

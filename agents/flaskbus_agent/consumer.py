@@ -30,6 +30,7 @@ from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Ending, Runner
 from flaskbus_agent.inhand import InHand, Standing
+from flaskbus_agent.line import FAREWELL
 from flaskbus_agent.moves import Moves
 from flaskbus_agent.outbox import Bells, Entry, Running, Served, entry_time
 from flaskbus_agent.pool import ChannelPool
@@ -115,6 +116,7 @@ class Consumer:
         """Read nothing more; what is running goes on, and what was read and not begun is handed back."""
         self._runner.stopping.set()
         self._quiet.set()
+        self._runner.bridge.leave(max(min(FAREWELL, self.settings.graceful_timeout / 2), 0.1))
 
     def drop(self, mount: Mount) -> None:
         """Stop reading one mount, which now belongs to another app."""
@@ -166,7 +168,9 @@ class Consumer:
 
     def healthy(self) -> bool:
         """Whether every thread is there; one that ended unexpectedly is not replaced here."""
-        return self._quiet.is_set() or len(self._threads) >= self.settings.threads
+        return self._quiet.is_set() or (
+            len(self._threads) >= self.settings.threads and self._runner.bridge.healthy
+        )
 
     # Threads
 

@@ -19,6 +19,7 @@ it refuses a hand-back for good     it is looked at again: nothing ran
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
 import threading
@@ -35,14 +36,15 @@ import redis
 from flaskbus import letters, wire
 from flaskbus.acl import mend
 from flaskbus.broker import Unavailable
-from flaskbus.errors import WireError
+from flaskbus.errors import StreamsFull, WireError
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import BODY, NOT_RUN, WEBSOCKET, Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
-from flaskbus_agent.bridge import Bridge, Line, LineSink
+from flaskbus_agent.bridge import Bridge
 from flaskbus_agent.channel import Channel
 from flaskbus_agent.inbound import InboundBody
+from flaskbus_agent.line import Line, LineSink
 from flaskbus_agent.outbox import Bells, Entry, Outbox, Running, entry_time, seal_of
 from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
@@ -140,6 +142,9 @@ class Runner:
             if reason:
                 outbox.finish([Failure(request.attempt, 0, NOT_RUN, reason)])
                 return Ending.SETTLED
+            if request.inbound == WEBSOCKET and not outbox.become_stream():
+                self._refuse(request, outbox)
+                return Ending.SETTLED
             ran = True
             environ = build_environ(
                 request, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
@@ -192,10 +197,22 @@ class Runner:
         }
         self.bridge.add(line)
         try:
-            respond(entry.served.app, environ, LineSink(line, self.bridge, outbox), method=request.method)
+            respond(line.quiet(entry.served.app), environ, LineSink(line), method=request.method)
         finally:
             line.end_app()
+            if line.refuse():
+                self.bridge.end(line)
             line.over.wait()
+
+    def _refuse(self, request: Request, outbox: Outbox) -> None:
+        """A WebSocket is one too many. It would keep a request thread for as long as it likes."""
+        error = StreamsFull(
+            f"this agent process has as many streams and WebSockets as it takes ({self.settings.streams})",
+            retry_after=5,
+            executed="unknown" if request.attempt > 1 else None,
+        )
+        headers = ((b"Content-Type", b"application/problem+json"), (b"Retry-After", b"%d" % 5))
+        outbox.reply(error.status, headers, json.dumps(error.problem(request.id)).encode())
 
     def _confess(self, outbox: Outbox) -> None:
         """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""

@@ -2,17 +2,17 @@
 
 The app (simple-websocket, flask-sock) holds one end of a pair of sockets and speaks to it as a server does. Here is
 the client to that: it makes the handshake's key, reads the app's answer, and turns messages into frames
-(RFC 6455) and back. The real client's frames ended at the gateway.
+(RFC 6455) and back. The real client's frames ended at the gateway, which answers its pings; the app's are
+answered here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import ConnectionClosedError
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.typing import Subprotocol
@@ -21,6 +21,9 @@ from websockets.uri import parse_uri
 from flaskbus.messages import Headers
 
 _HANDSHAKE = frozenset({"connection", "upgrade", "sec-websocket-accept", "sec-websocket-extensions"})
+
+LONGEST_REASON = 123
+"""Bytes of a close frame's reason (RFC 6455 section 5.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A part of a message; ``last`` says whether it is the last one. Text is UTF-8."""
+    """A part of a message; ``last`` says whether it is the last one. Text is UTF-8, if the app keeps the rules."""
 
     text: bool
     last: bool
@@ -41,7 +44,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The app ended the connection; 1006 where it did so without a word (RFC 6455, section 7.1.5)."""
+    """The app ended the connection, or broke its rules.
+
+    ``code`` as RFC 6455 section 7.1.5 has it: 1005 where the app gave none, 1006 where it left without a word or
+    made no sense. 1009 may be ours: its message was too big.
+    """
 
     code: int
     reason: str
@@ -59,12 +66,10 @@ class Client:
             subprotocols=[Subprotocol(name) for name in offered] or None,
             max_size=limit,
         )
-        request = self._protocol.connect()
-        self.key = request.headers["Sec-WebSocket-Key"]
-        """For the environ: the app's answer is made from it."""
-        self._protocol.send_request(request)
-        self._protocol.data_to_send()  # the app has it in its environ
+        self.key = self._protocol.key
+        """For the environ: the app's answer is made from it. The rest of the request is there already."""
         self._text = False
+        self._within = False  # a message to the app has begun, and not ended
         self._over = False
 
     @property
@@ -73,7 +78,9 @@ class Client:
         return self._protocol.state is State.OPEN
 
     def feed(self, data: bytes) -> list[Event]:
-        """Bytes that the app wrote; empty for the end of what it writes."""
+        """Bytes that the app wrote; empty for the end of what it writes. After :class:`Closed` nothing comes."""
+        if self._over:
+            return []
         if data:
             self._protocol.receive_data(data)
         else:
@@ -81,38 +88,42 @@ class Client:
         return list(self._events())
 
     def send(self, text: bool, last: bool, data: bytes) -> None:
-        """A part of a message to the app; :meth:`to_app` gives its bytes."""
+        """A part of a message to the app; :meth:`to_app` gives its bytes. Nothing where it is not :attr:`open`."""
         if not self.open:
             return
-        if self._continued:
+        if self._within:
             self._protocol.send_continuation(data, last)
         elif text:
             self._protocol.send_text(data, last)
         else:
             self._protocol.send_binary(data, last)
-        self._continued = not last
-
-    _continued = False
+        self._within = not last
 
     def close(self, code: int, reason: str) -> None:
-        """The real client closed; 1005 and 1006 say that it gave no code, and nothing at all."""
+        """The real client closed; 1005 and 1006 say that it gave no code, and nothing at all.
+
+        What no endpoint may say (RFC 6455 section 7.4) is told as 1002: the client broke the rules.
+        """
         if not self.open:
             return
-        if code == 1006:
-            self._protocol.fail(1001, "the client went away")
-        elif code == 1005:
+        if code == CloseCode.ABNORMAL_CLOSURE:
+            code, reason = CloseCode.GOING_AWAY, "the client went away"
+        if code == CloseCode.NO_STATUS_RCVD:
             self._protocol.send_close()
-        else:
-            self._protocol.send_close(code, reason)
+            return
+        if not _may_be_sent(code):
+            code = CloseCode.PROTOCOL_ERROR
+        self._protocol.send_close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
 
     def to_app(self) -> bytes:
         """Bytes to write to the app."""
         return b"".join(self._protocol.data_to_send())
 
-    def _events(self) -> Iterable[Event]:
-        for event in self._protocol.events_received():
+    def _events(self) -> Iterator[Event]:
+        protocol = self._protocol
+        for event in protocol.events_received():
             if isinstance(event, Response):
-                if self._protocol.handshake_exc is None:
+                if protocol.handshake_exc is None:
                     yield Accepted(
                         tuple(
                             (name.lower().encode("ascii"), value.encode("latin-1"))
@@ -120,17 +131,25 @@ class Client:
                             if name.lower() not in _HANDSHAKE
                         )
                     )
-            elif isinstance(event, Frame):
-                if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                if event.opcode is not Opcode.CONT:
                     self._text = event.opcode is Opcode.TEXT
-                if event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                    yield Message(self._text, event.fin, bytes(event.data))
-        closed = self._protocol.close_rcvd
-        if not self._over and (
-            closed is not None or self._protocol.eof_sent or self._protocol.state is State.CLOSED
-        ):
+                yield Message(self._text, event.fin, bytes(event.data))
+        if closed := self._closed():
             self._over = True
-            yield Closed(closed.code, closed.reason) if closed is not None else Closed(1006, "")
+            yield closed
+
+    def _closed(self) -> Closed | None:
+        protocol = self._protocol
+        if (received := protocol.close_rcvd) is not None:
+            return Closed(received.code, received.reason)
+        sent = protocol.close_sent
+        if protocol.parser_exc is not None and sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
+            return Closed(CloseCode.MESSAGE_TOO_BIG, "the app's message is too big")
+        failed = protocol.parser_exc is not None or protocol.handshake_exc is not None
+        return Closed(CloseCode.ABNORMAL_CLOSURE, "") if failed or protocol.state is State.CLOSED else None
 
 
-__all__ = ["Accepted", "Client", "Closed", "ConnectionClosedError", "Event", "Message"]
+def _may_be_sent(code: int) -> bool:
+    """RFC 6455 section 7.4, and IANA's registry as of 2024: codes that may be in a close frame."""
+    return (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
