@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 GATE = "BENCHMARK_GATE"
 """Environment variable: the file that, when it is there, lets held requests go."""
 CHUNK = 64 * 1024
-EVENT_GAP = 0.01
 MOUNTS = 16
 
 app = Flask(__name__)
@@ -28,8 +29,25 @@ def payload(size: int) -> bytes:
     return lines[:size]
 
 
-_CHUNK = payload(CHUNK)
+PATTERN = payload(4 << 20)
+"""What the bodies of transfers repeat: a chunk that is lost, doubled or out of its place is seen."""
 _PAYLOADS = {size: payload(size) for size in (10 * 1024, 100 * 1024)}
+
+
+def chunks(size: int) -> Iterator[bytes]:
+    """The body of a transfer, ``size`` bytes in parts of 64 KiB."""
+    parts = [PATTERN[start : start + CHUNK] for start in range(0, len(PATTERN), CHUNK)]
+    for number in range(size // CHUNK):
+        yield parts[number % len(parts)]
+
+
+@cache
+def checksum(size: int) -> int:
+    """The CRC-32 of such a body: some tenths of a second for a GiB, where SHA-256 would take as many seconds."""
+    total = 0
+    for chunk in chunks(size):
+        total = zlib.crc32(chunk, total)
+    return total
 
 
 @app.get("/hello")
@@ -76,11 +94,30 @@ def events(count: int, gap: int) -> Response:
     return Response(produce(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
+@app.get("/ticks/<int:count>/<int:period>")
+def ticks(count: int, period: int) -> Response:
+    """Server-sent events: one at once, then one for all streams at the same moment, every ``period`` milliseconds.
+
+    These moments are multiples of the period on CLOCK_MONOTONIC, so that all processes have the same ones. Each
+    event says when it was due (nanoseconds).
+    """
+
+    def produce() -> Iterator[str]:
+        due, step = time.monotonic_ns(), period * 1_000_000
+        yield f"data: {due}\n\n"
+        for _ in range(count):
+            due = (due // step + 1) * step
+            time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+            yield f"data: {due}\n\n"
+
+    return Response(produce(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
 @app.get("/download/<int:size>")
 def download(size: int) -> Response:
     """``size`` bytes, a multiple of 64 KiB, as the app yields them."""
     return Response(
-        (_CHUNK for _ in range(size // CHUNK)),
+        chunks(size),
         mimetype="application/octet-stream",
         headers={"Content-Length": str(size)},
     )
@@ -88,10 +125,11 @@ def download(size: int) -> Response:
 
 @app.post("/upload")
 def upload() -> Response:
-    total = 0
+    length = total = 0
     while part := request.stream.read(CHUNK):
-        total += len(part)
-    return jsonify(length=total)
+        length += len(part)
+        total = zlib.crc32(part, total)
+    return jsonify(length=length, checksum=total)
 
 
 with suppress(ImportError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 import click
 
@@ -21,7 +21,7 @@ from benchmarks.runner import Bench
 from benchmarks.systems import SYSTEMS
 from benchmarks.systems.base import System
 from benchmarks.systems.flaskbus import APPEND_ONLY, BROKER
-from benchmarks.works import WORKS
+from benchmarks.works import GROUPS, WORKS
 from benchmarks.works.base import Scale, Work
 
 INTERRUPTED = 130
@@ -29,12 +29,19 @@ QUIET = 0.1
 """The share of the cores that others may use."""
 
 
-def _chosen(known: Sequence[str], given: Sequence[str], what: str) -> list[str]:
-    """Comma-separated and repeated names -> names. Raises click.BadParameter."""
+def _chosen(
+    known: Sequence[str],
+    given: Sequence[str],
+    what: str,
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Comma-separated and repeated names, of groups too -> names. Raises click.BadParameter."""
     names = [name for part in given for name in part.replace(",", " ").split()]
+    names = [each for name in names for each in groups.get(name, (name,))]
     for name in names:
         if name not in known:
-            raise click.BadParameter(f"there is no {what} {name!r}; there are {', '.join(known)}")
+            there = ", ".join((*known, *groups))
+            raise click.BadParameter(f"there is no {what} {name!r}; there are {there}")
     return names or list(known)
 
 
@@ -78,7 +85,8 @@ def bench(
     show: bool,
 ) -> None:
     """The same app behind flaskbus and behind what people would use instead, under the same load."""
-    works = [work for work in WORKS if work.name in _chosen([each.name for each in WORKS], only, "work")]
+    due = _chosen([each.name for each in WORKS], only, "work", GROUPS)
+    works = [work for work in WORKS if work.name in due]
     names = _chosen([each.name for each in SYSTEMS], systems, "system")
     chosen = [system for system in SYSTEMS if system.name in names]
     if broker:
@@ -95,6 +103,8 @@ def bench(
         elif show:
             _say(f"{work.name}: {work.title}")
     if show:
+        for name, members in GROUPS.items():
+            _say(f"{name}: all of {', '.join(members)}")
         return
     default = (2, 1.0) if quick else (5, 4.0)
     scale = Scale(rounds or default[0], seconds or default[1], quick, Deployment(processes, threads))

@@ -1,4 +1,4 @@
-"""A client for what wrk cannot do: kinds of requests timed apart, thousands that are held, event streams, WebSockets.
+"""A client for what wrk cannot do: kinds of requests timed apart, thousands that are held.
 
 As little HTTP/1.1 as these need: one request at a time on a connection, and bodies that say how long they are.
 """
@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from benchmarks.model import Wrong
 from benchmarks.systems.base import HOST
 
 _LINGER = struct.pack("ii", 1, 0)
@@ -159,35 +158,3 @@ class Crowd:
             task.cancel()
         for connection in self._connections:
             connection.close()
-
-
-# WebSockets (RFC 6455)
-
-
-async def upgrade(port: int, path: str) -> tuple[Connection, Answer]:
-    """Ask for a WebSocket; it is there if the answer's status is 101."""
-    connection = await Connection.open(port)
-    key = "dGhlIHNhbXBsZSBub25jZQ=="
-    connection.send(
-        path,
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        f"Origin: http://{HOST}:{port}\r\nSec-WebSocket-Key: {key}\r\n",
-    )
-    answer = await connection.head()
-    if answer.status == 101 and answer.headers.get("sec-websocket-accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=":
-        raise Wrong("the server's Sec-WebSocket-Accept is not that of RFC 6455, section 1.3")
-    return connection, answer
-
-
-async def echoes(connection: Connection, seconds: float, payload: bytes) -> int:
-    """Round trips of a text message of less than 126 bytes, one after the other. Raises Wrong for another echo."""
-    # A mask of zeros leaves the payload as it is.
-    frame = bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
-    expected = bytes([0x81, len(payload)]) + payload
-    count, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        connection.writer.write(frame)
-        if await connection.reader.readexactly(len(expected)) != expected:
-            raise Wrong("the echo is not what was sent")
-        count += 1
-    return count

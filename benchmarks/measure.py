@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import redis
 
 from benchmarks.systems.base import Running
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _REST = 0.03
 """Seconds of CPU within 0.3 s that heartbeats and sweeps may use."""
 
@@ -85,54 +82,22 @@ def settle(running: Running, patience: float = 60.0) -> None:
 
 def pss(pids: Iterable[int]) -> int:
     """Bytes; what processes share is counted once, in shares."""
+    return sum(_rollup(pid, ("Pss:",)) for pid in pids)
+
+
+def private(pid: int) -> int:
+    """Bytes of memory that no other process shares: what it would give back if it ended."""
+    return _rollup(pid, ("Private_Clean:", "Private_Dirty:"))
+
+
+def _rollup(pid: int, names: tuple[str, ...]) -> int:
+    """Bytes in these lines of ``/proc/PID/smaps_rollup`` (proc(5)); 0 where it is gone."""
     total = 0
-    for pid in pids:
-        with suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(names):
+                total += int(line.split()[1]) * 1024
     return total
-
-
-def rss(pids: Iterable[int]) -> int:
-    """Bytes; what processes share is counted for each. Cheap enough to be asked often."""
-    total = 0
-    for pid in pids:
-        with suppress(OSError):
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    return total
-
-
-@dataclass
-class MemoryWatch:
-    """The most memory (RSS, bytes) that each role has while the context lasts."""
-
-    running: Running
-    before: dict[str, int] = field(default_factory=dict)
-    peak: Counter[str] = field(default_factory=Counter)
-
-    def __enter__(self) -> Self:
-        self._roles = roles(self.running)
-        self.before = {role: rss(pids) for role, pids in self._roles.items()}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.look()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.1):
-            self.look()
-
-    def look(self) -> None:
-        for role, pids in self._roles.items():
-            self.peak[role] = max(self.peak[role], rss(pids))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,16 @@ class Deployment:
     """Servers of the app that know nothing of each other; all are this machine."""
     mounts: int = 0
     """0: the app on ``/``; n: on ``/m0`` to ``/m(n-1)``."""
+    streams: int = 0
+    """Exchanges without an end that one process has to hold beside its threads. Where it has no budget for them,
+    it gets as many more threads."""
     settings: tuple[tuple[str, str], ...] = ()
     """Environment of flaskbus where a work cannot be done with its defaults: ``FLASKBUS_QUEUE_LIMIT``, ``20000``."""
+
+    @property
+    def at_once(self) -> int:
+        """Threads of a process where a stream takes one of them."""
+        return self.threads + self.streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,12 @@ class Metric:
     name: str
     unit: str
     higher: bool | None = None
+    when: str = ""
+    """Of a state that is looked at more than once: ``before``, ``peak``, ``after``."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.when}" if self.when else self.name
 
 
 THROUGHPUT = Metric("throughput", "requests/s", higher=True)

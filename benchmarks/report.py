@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,9 @@ def markdown(
     for work in works:
         ours = [sample for sample in samples if sample.work == work.name]
         if ours:
-            parts += [f"## {work.name}: {work.title}", table(work, systems, ours)]
+            parts += [f"## {work.name}: {work.title}", *filter(None, [work.note]), table(work, systems, ours)]
+            if any(sample.metric.when for sample in ours):
+                parts += [STATES, states(systems, ours)]
     notes = [f"- {system.title}: {system.note}" for system in systems if system.note]
     if notes:
         parts += ["## About the systems", "\n".join(notes)]
@@ -41,6 +44,7 @@ LEGEND = """\
 A cell is the median of the rounds, ± half of what lies between the least and the greatest. In parentheses: the ratio
 to the system in whose column there is none, taken within each round, and the median of these. Load generator, systems
 and broker share the machine, so only ratios mean something elsewhere."""
+STATES = "Memory is what a process shares with no other (private RSS): before, at its peak during, and after the runs."
 
 
 def table(work: Work, systems: Sequence[System], samples: Sequence[Sample]) -> str:
@@ -57,13 +61,31 @@ def table(work: Work, systems: Sequence[System], samples: Sequence[Sample]) -> s
     return "\n".join(lines)
 
 
+def states(systems: Sequence[System], samples: Sequence[Sample]) -> str:
+    """What was looked at more than once: a line for each variant, system and thing, a column for each look."""
+    looks = list(dict.fromkeys(sample.metric.when for sample in samples if sample.metric.when))
+    lines = ["| | | " + " | ".join(looks) + " |", "| --- | --- |" + " ---: |" * len(looks)]
+    variants = dict.fromkeys(sample.variant for sample in samples)
+    for variant, system in itertools.product(variants, systems):
+        ours = [each for each in samples if (each.variant, each.system) == (variant, system.name)]
+        for name, unit in dict.fromkeys((e.metric.name, e.metric.unit) for e in ours if e.metric.when):
+            seen = {
+                look: summarize(each.value for each in ours if each.metric == Metric(name, unit, when=look))
+                for look in looks
+            }
+            cells = [number(each.median) if each else "–" for each in seen.values()]
+            title = f"{name}, {unit}" if unit else name
+            lines.append(f"| {variant}: {system.title} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _rows(samples: Sequence[Sample]) -> list[tuple[str, Metric]]:
     """In the order in which they came, by variant; errors only where there were some."""
     errors = {sample.variant for sample in samples if sample.metric == ERRORS and sample.value}
     rows = dict.fromkeys(
         (sample.variant, sample.metric)
         for sample in samples
-        if sample.metric != ERRORS or sample.variant in errors
+        if not sample.metric.when and (sample.metric != ERRORS or sample.variant in errors)
     )
     order = list(dict.fromkeys(variant for variant, _ in rows))
     return sorted(rows, key=lambda row: order.index(row[0]))
@@ -123,7 +145,7 @@ def as_json(facts: Mapping[str, str], samples: Sequence[Sample], gaps: Sequence[
                 "variant": each.variant,
                 "system": each.system,
                 "round": each.round,
-                "metric": each.metric.name,
+                "metric": each.metric.title,
                 "unit": each.metric.unit,
                 "value": each.value,
             }

@@ -180,5 +180,5 @@ class Bench:
 def shown(figures: Sequence[Figure]) -> str:
     """The first figures of a run, for a line of progress."""
     return ", ".join(
-        f"{each.metric.name} {each.value:,.6g} {each.metric.unit}".rstrip() for each in figures[:3]
+        f"{each.metric.title} {each.value:,.6g} {each.metric.unit}".rstrip() for each in figures[:3]
     )

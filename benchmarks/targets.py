@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.model import P50, THROUGHPUT, Metric, Sample
 from benchmarks.stats import Summary, ratio, summarize, values
+from benchmarks.watch import CONNECTIONS as TO_BROKER
+from benchmarks.watch import MEMORY, growth
+from benchmarks.works.events import OPEN
 from benchmarks.works.held import CONNECTIONS, PER_REQUEST
 from benchmarks.works.mix import FAST_P99
 
@@ -59,6 +62,10 @@ def _more_connections(samples: Samples) -> Summary | None:
     return summarize(many[key] - few[key] for key in few.keys() & many.keys())
 
 
+def _grown(work: str, variant: str, of: str) -> Callable[[Samples], Summary | None]:
+    return lambda samples: summarize(growth(samples, work, "flaskbus", of=of, variant=variant).values())
+
+
 _PEERS = (("nginx-gthread", 1.3, 2.0), ("nginx-granian", 0.75, 1.0), ("uwsgi", 0.75, 1.0))
 
 TARGETS = (
@@ -99,5 +106,20 @@ TARGETS = (
     Target(
         "10,000 in flight, connections to the broker more than with 100",
         0.0, 0.0, False, _more_connections,
+    ),
+    Target("500 streams of events, how many are open", 500.0, 500.0, True, _plain("sse-many", "500", OPEN)),
+    *(
+        Target(
+            f"{title}, connections to the broker more than before",
+            0.0, 0.0, False, _grown(work, variant, TO_BROKER),
+        )
+        for title, work, variant in (
+            ("500 streams of events", "sse-many", "500"),
+            ("32 WebSockets", "websocket", "32"),
+        )
+    ),
+    Target(
+        "upload of 2 GiB, MiB by which the process that grows most does",
+        16.0, 8.0, False, _grown("upload-large", "2 GiB", MEMORY),
     ),
 )  # fmt: skip

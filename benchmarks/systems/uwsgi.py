@@ -41,7 +41,7 @@ class Uwsgi:
             app = ["--socket", str(socket), "--module", f"benchmarks.apps:{callable_name}", "--need-app"]
             # The key is the Host header that clients send.
             app += ["--subscribe-to", f"{HOST}:{subscriptions}:{HOST}:{port}"]
-            app += ["--processes", str(deployment.processes), "--threads", str(deployment.threads)]
+            app += ["--processes", str(deployment.processes), "--threads", str(deployment.at_once)]
             # Each process imports the app itself, as everybody else's do.
             app += ["--lazy-apps", "--enable-threads", "--socket-timeout", "300"]
             children.start("app", [*words, *app], {GATE: str(children.directory / "gate")})

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from benchmarks.works.base import Work
 from benchmarks.works.cost import BrokerCost, Limit, Start
+from benchmarks.works.events import Events, ManyEvents
 from benchmarks.works.held import Held
 from benchmarks.works.mix import Mix
-from benchmarks.works.streams import DOWNLOAD, UPLOAD, Events, ManyEvents, WebSocket
 from benchmarks.works.throughput import BODIES, HELLO, IO, MANY_MOUNTS, Scaling
+from benchmarks.works.transfers import DOWNLOAD, LARGE_UPLOAD, UPLOAD
+from benchmarks.works.websocket import WebSocket
 
 WORKS: tuple[Work, ...] = (
     HELLO, BODIES, IO, MANY_MOUNTS, Mix(), Scaling(), Held(), BrokerCost(), Start(), Limit(),
-    Events(), ManyEvents(), DOWNLOAD, UPLOAD, WebSocket(),
+    Events(), ManyEvents(), DOWNLOAD, UPLOAD, LARGE_UPLOAD, WebSocket(),
 )  # fmt: skip
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "streams": ("sse", "sse-many", "download", "upload", "upload-large", "websocket"),
+}
+"""Names for several works."""

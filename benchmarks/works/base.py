@@ -47,6 +47,8 @@ class Work(ABC):
     """Whose figures the others' are divided by."""
     main: Metric
     """What is plotted."""
+    note: str = ""
+    """What is set otherwise than by default for it."""
 
     def rounds(self, scale: Scale) -> int:
         """How many."""

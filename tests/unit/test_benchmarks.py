@@ -236,6 +236,9 @@ class TestReport:
         assert higher.verdict(None) == "not measured"
 
     def test_each_target_finds_its_figures(self) -> None:
+        from benchmarks.watch import AFTER, BEFORE, MEMORY, PEAK
+        from benchmarks.watch import CONNECTIONS as TO_BROKER
+        from benchmarks.works.events import OPEN
         from benchmarks.works.held import CONNECTIONS, PER_REQUEST
         from benchmarks.works.mix import FAST_P99
 
@@ -251,6 +254,16 @@ class TestReport:
                     ("held", level, metric)
                     for level in ("100", "10,000")
                     for metric in (CONNECTIONS, PER_REQUEST)
+                ),
+                ("sse-many", "500", OPEN),
+                *(
+                    (work, variant, Metric(name, "", when=when))
+                    for work, variant, name in (
+                        ("sse-many", "500", TO_BROKER),
+                        ("websocket", "32", TO_BROKER),
+                        ("upload-large", "2 GiB", MEMORY + "broker"),
+                    )
+                    for when in (BEFORE, PEAK, AFTER)
                 ),
             )
         ]
@@ -369,7 +382,7 @@ class TestClient:
 
 
 async def _take_or_refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Uploads: 413 at once. Downloads: 64 KiB too little of what is asked for, or other bytes at the end."""
+    """Uploads: 413 at once. Downloads: 64 KiB too little of what is asked for, or zeros."""
     head = (await reader.readuntil(b"\r\n\r\n")).split()
     if head[0] == b"POST":
         writer.write(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\n{}")
@@ -399,7 +412,7 @@ class TestTransfer:
             self.meet(download, 2 * CHUNK)
 
     def test_other_bytes_are_no_figure(self) -> None:
-        with pytest.raises(Wrong, match=r"^download: the last bytes are not the app's$"):
+        with pytest.raises(Wrong, match=r"^download: the bytes are not the app's$"):
             self.meet(download, CHUNK)
 
 
@@ -408,8 +421,8 @@ class TestMeasure:
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
             assert set(measure.family([os.getpid()])) >= {os.getpid(), child.pid}
             assert measure.family([child.pid]) == [child.pid]
-            assert 0 < measure.pss([child.pid]) <= measure.rss([child.pid])
-        assert measure.rss([child.pid]) == 0
+            assert 0 < measure.private(child.pid) <= measure.pss([child.pid])
+        assert measure.private(child.pid) == measure.pss([child.pid]) == 0
 
     def test_how_busy(self) -> None:
         assert 0 <= measure.busy(0.05) <= 1
