@@ -11,7 +11,8 @@ heading    accept, or the first byte of a later request        header_timeout   
 (running)  the end of a request's header                       the app's deadlines
 idle       the end of a response, if the connection is kept    keepalive             close
 stalled    the client takes nothing of what was written        idle_timeout          reset
-lingering  the response was out before the request was in      LINGER                close
+lingering  the response was out before the request was in,     LINGER; LINGER_ON in  close
+           or the last byte of what is left of that            all
 silent     a WebSocket's client said nothing                   websocket_ping        ping; once more, and 1011
 =========  ==================================================  ====================  ==============================
 """
@@ -45,6 +46,9 @@ HEADER_LIMIT = 64 * 1024
 
 LINGER = 1.0
 """Seconds that a client has for what a well-behaved one does at once: hear of a close, or finish a header."""
+
+LINGER_ON = 30.0
+"""Seconds that a client has in all which goes on sending after its answer, with no pause of :data:`LINGER`."""
 
 CLOSE = (b"connection", b"close")
 """With this header an app ends its client's connection."""
@@ -334,7 +338,8 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
     def _linger(self) -> None:
         """RFC 9112 section 9.6: a close with unread bytes is a reset, which can destroy the response on its way."""
         self._closed = True
-        self._callback_parser = None  # what still comes is read and dropped
+        self._callback_parser = None
+        self.transport.set_protocol(_Lingering(self, self.worker.loop.time() + LINGER_ON))
         self.worker.heading.stop(self)
         if self._body_receiver is not None:
             self._body_receiver.signal_disconnect()
@@ -363,6 +368,30 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         if self._h2_conn is not None:
             self._h2_conn.draining = True
             self._h2_conn.peer_last_stream_id = self._h2_conn.h2_conn.highest_inbound_stream_id
+
+
+class _Lingering(asyncio.Protocol):
+    """Drops what a client still sends which has its answer; many read it only when they have sent all."""
+
+    def __init__(self, connection: Connection, end: float) -> None:
+        self._connection = connection
+        self._end = end
+
+    def data_received(self, data: bytes) -> None:
+        worker = self._connection.worker
+        now = worker.loop.time()
+        if now < self._end and not worker.stopping and self._connection in worker.lingering:
+            worker.lingering.stop(self._connection)
+            worker.lingering.start(self._connection, now)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
 
 
 def _problem(status: int, detail: str) -> tuple[str, bytes]:

@@ -1,0 +1,438 @@
+"""Uploads that travel while they are sent, beside the same app under gunicorn's threads."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from wsgiref.validate import validator
+
+import flask
+import httpx
+import pytest
+
+from flaskbus import embedded
+from flaskbus.broker import connect
+from flaskbus.signing import make_key
+from flaskbus.testing import Bus, running_bus
+from flaskbus.wire import MAX_BODY, MAX_INLINE
+from tests.conftest import free_port
+from tests.integration.fleet import eventually
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+pytestmark = pytest.mark.xdist_group("uploads")
+
+BODY_TIMEOUT = 1.5
+BODY_LIMIT = 8 * MAX_INLINE
+WINDOW = 128 * 1024
+BIG = os.urandom(1 << 20)
+TEXT = ("Content-Type", "text/plain")
+CHUNKED = "Transfer-Encoding: chunked"
+
+seen: list[str] = []
+"""What the apps in this process saw."""
+release = threading.Event()
+"""Lets an app go on that waits."""
+
+
+def uploads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Several ways to deal with a body, by path."""
+    body = environ["wsgi.input"]
+    path = environ["PATH_INFO"]
+    if path == "/digest":
+        digest, length = hashlib.sha256(), 0
+        try:
+            while part := body.read(10_000):
+                seen.append(f"part {len(part)}")
+                digest.update(part)
+                length += len(part)
+        except OSError as error:
+            seen.append(f"OSError after {length}: {error}")
+            raise
+        start_response("200 OK", [TEXT])
+        return [f"{length} {digest.hexdigest()}".encode()]
+    if path == "/echo":
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return iter(lambda: body.read(2048), b"")
+    if path == "/ignore":
+        start_response("200 OK", [TEXT, ("Content-Length", "7")])
+        return [b"ignored"]
+    if path == "/paused":
+        first = body.read(1)
+        seen.append("paused")
+        release.wait(30)
+        start_response("200 OK", [TEXT])
+        return [str(len(first + body.read())).encode()]
+    start_response("200 OK", [TEXT])
+    return endless()
+
+
+def endless() -> Iterator[bytes]:
+    try:
+        while True:
+            yield b"x" * 1000
+            time.sleep(0.01)
+    finally:
+        seen.append("closed")
+
+
+@pytest.fixture(scope="module")
+def bus() -> Iterator[Bus]:
+    with (
+        embedded.start() as broker,
+        running_bus(
+            broker.url, body_timeout=BODY_TIMEOUT, body_limit=BODY_LIMIT, window=WINDOW, idle_timeout=4.0
+        ) as started,
+    ):
+        yield started
+
+
+@pytest.fixture(scope="module")
+def mount(bus: Bus) -> Iterator[str]:
+    with bus.mount(uploads, "/up", window=WINDOW) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same app under gunicorn with threads."""
+    port = free_port()
+    module = f"{__name__}:uploads"
+    with (tmp_path_factory.mktemp("direct") / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "gunicorn", "--worker-class=gthread", "--threads=8",
+                f"--bind=127.0.0.1:{port}", module,
+            ],
+            cwd=Path(__file__).parents[2], stdout=log, stderr=log,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.post(f"{url}/ignore").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        eventually(answers, "gunicorn answers")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(bus: Bus) -> Iterator[None]:
+    """After each test the broker has no entry and no list of any exchange."""
+    seen.clear()
+    release.clear()
+    yield
+    release.set()
+    with connect(bus.broker_url) as client:
+
+        def left() -> list[Any]:
+            lists = [*client.scan_iter("*:reply:*"), *client.scan_iter("*:inbound:*")]
+            return lists + [key for key in client.scan_iter("*:requests") if client.xlen(key)]
+
+        eventually(lambda: not left(), "nothing is left on the broker", 10.0)
+
+
+@contextmanager
+def request(url: str, *lines: str, path: str = "", method: str = "POST") -> Iterator[socket.socket]:
+    """A connection on which the header of a request was sent."""
+    parts = urlsplit(url + path)
+    with socket.create_connection((parts.hostname, parts.port), 20) as sock:
+        head = [f"{method} {parts.path} HTTP/1.1", "Host: test", *lines, "", ""]
+        sock.sendall("\r\n".join(head).encode())
+        yield sock
+
+
+def answer(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    response = http.client.HTTPResponse(sock, method="POST")
+    with closing(response):
+        response.begin()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def digest(data: bytes) -> bytes:
+    return f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()
+
+
+def both(mount: str, direct: str) -> list[str]:
+    return [mount, direct]
+
+
+@pytest.mark.parametrize("framing", [CHUNKED, f"Content-Length: {len(BIG)}"])
+def test_the_app_sees_the_first_part_before_the_last_is_sent(mount: str, framing: str) -> None:
+    with request(mount, framing, path="/digest") as sock:
+        first, rest = BIG[:20_000], BIG[20_000:]
+        sock.sendall(chunk(first) if framing == CHUNKED else first)
+        eventually(lambda: seen == ["part 10000"] * 2, "the first part is read")
+        sock.sendall(chunk(rest) + b"0\r\n\r\n" if framing == CHUNKED else rest)
+        assert answer(sock)[::2] == (200, digest(BIG))
+
+
+def test_both_directions_at_once(mount: str, direct: str) -> None:
+    """Each part is sent after the one before it has come back."""
+    for url in both(mount, direct):
+        with request(url, CHUNKED, path="/echo") as sock:
+            file = sock.makefile("rb")
+            part = b"y" * 2048
+            for number in range(50):
+                sock.sendall(chunk(part))
+                if number == 0:
+                    assert file.readline().split()[1] == b"200"
+                    while file.readline() != b"\r\n":
+                        pass
+                assert (file.readline(), file.read(2050)) == (b"800\r\n", part + b"\r\n"), (url, number)
+            sock.sendall(b"0\r\n\r\n")
+            assert file.readline() == b"0\r\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, BODY_LIMIT])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_around_each_limit_are_whole(mount: str, size: int, chunked: bool) -> None:
+    data = (BIG * (size // len(BIG) + 1))[:size]
+    sent = (data[at : at + 50_000] for at in range(0, size, 50_000)) if chunked else data
+    got = httpx.post(f"{mount}/digest", content=sent)
+    assert got.content == digest(data)
+
+
+@pytest.mark.parametrize("framing", ["stated", "chunked"])
+def test_more_than_the_limit_is_413_and_nothing_is_queued(mount: str, bus: Bus, framing: str) -> None:
+    if framing == "stated":
+        with (
+            connect(bus.broker_url) as client,
+            request(mount, f"Content-Length: {BODY_LIMIT + 1}", path="/digest") as sock,
+        ):
+            status, headers, body = answer(sock)  # nothing of the body was sent
+            assert not client.xlen("flaskbus:{/up}:requests")
+        executed = "no"
+    else:
+        with request(mount, CHUNKED, path="/digest") as sock:
+            for _ in range(BODY_LIMIT // len(BIG) + 1):
+                sock.sendall(chunk(BIG))
+            status, headers, body = answer(sock)
+        executed = "unknown"  # the app had begun
+        eventually(lambda: seen and seen[-1].startswith("OSError"), "the app's read fails")
+    assert (status, headers["connection"]) == (413, "close")
+    assert headers["content-type"] == "application/problem+json"
+    assert f'"executed": "{executed}"'.encode() in body
+
+
+def test_what_has_to_be_whole_has_a_limit_of_its_own(bus: Bus) -> None:
+    with (
+        running_bus(bus.broker_url) as roomy,
+        roomy.mount(uploads, "/keyed", idempotency_keys=True) as url,
+        request(url, f"Content-Length: {MAX_BODY + 1}", "Idempotency-Key: k", path="/digest") as sock,
+    ):
+        status, _, body = answer(sock)
+        assert status == 413
+        assert b"Idempotency-Key" in body
+        assert httpx.post(f"{url}/digest", content=BIG, headers={"Idempotency-Key": "j"}).content == digest(
+            BIG
+        )
+
+
+@pytest.mark.parametrize("sent", [0, 1000, MAX_INLINE + 100_000])
+@pytest.mark.parametrize("framing", [CHUNKED, f"Content-Length: {len(BIG)}"])
+def test_who_stops_sending_gets_408(mount: str, sent: int, framing: str) -> None:
+    with request(mount, framing, path="/digest") as sock:
+        if sent:
+            sock.sendall(chunk(BIG[:sent]) if framing == CHUNKED else BIG[:sent])
+        status, headers, body = answer(sock)
+        assert status == 408
+        assert headers["connection"] == "close"
+        assert b'"executed": "unknown"' in body
+    eventually(lambda: seen and seen[-1].startswith("OSError after"), "the app's read fails")
+
+
+def test_a_small_body_that_does_not_come_never_reaches_the_app(mount: str) -> None:
+    with request(mount, "Content-Length: 5000", path="/digest") as sock:
+        sock.sendall(b"x" * 4999)
+        status, _, body = answer(sock)
+        assert status == 408
+        assert b'"executed": "no"' in body
+    assert seen == []
+
+
+def test_a_slow_client_is_served_as_long_as_it_goes_on(mount: str) -> None:
+    """It takes longer than the time that a silent one has, for each kind of body."""
+    for framing, size in ((CHUNKED, 32_000), ("Content-Length: 32000", 32_000)):
+        with request(mount, framing, path="/digest") as sock:
+            data = BIG[:size]
+            for at in range(0, size, 2000):
+                part = data[at : at + 2000]
+                sock.sendall(chunk(part) if framing == CHUNKED else part)
+                time.sleep(BODY_TIMEOUT / 8)  # the pace of the client is what is tested
+            if framing == CHUNKED:
+                sock.sendall(b"0\r\n\r\n")
+            assert answer(sock)[::2] == (200, digest(data)), framing
+
+
+@pytest.mark.parametrize("size", [100, 40_000, 1 << 20])
+def test_an_answer_to_a_body_that_nobody_reads(mount: str, direct: str, size: int) -> None:
+    """The answer arrives, and a client that keeps its connection is served again, or told to close."""
+    # gunicorn says keep-alive, and then closes the connection where more than 64 KiB were left.
+    for url in both(mount, direct) if size < 65536 else [mount]:
+        parts = urlsplit(url)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=20)
+        with closing(connection):
+            for _ in range(3):
+                connection.request("POST", f"{parts.path}/ignore", body=BIG[:size])
+                got = connection.getresponse()
+                assert (got.status, got.read()) == (200, b"ignored"), url
+
+
+def test_a_client_that_goes_on_sending_sees_the_answer(mount: str) -> None:
+    """It sends for longer than a lingering close takes, as a proxy does, and reads only then."""
+    with request(mount, f"Content-Length: {BODY_LIMIT}", path="/ignore") as sock:
+        for at in range(0, BODY_LIMIT, 50_000):
+            sock.sendall(bytes(min(50_000, BODY_LIMIT - at)))
+            time.sleep(0.1)
+        assert answer(sock)[::2] == (200, b"ignored")
+
+
+def test_a_lying_length_is_no_whole_body(mount: str) -> None:
+    """Shorter than stated, and the connection is closed: the app's read fails."""
+    with request(mount, f"Content-Length: {len(BIG)}", path="/digest") as sock:
+        sock.sendall(BIG[: MAX_INLINE + 50_000])
+        eventually(lambda: seen, "the app has begun")
+    eventually(lambda: seen[-1].startswith("OSError"), "the app's read fails")
+
+
+def test_more_than_the_stated_length_is_no_part_of_the_body(mount: str) -> None:
+    with request(mount, f"Content-Length: {len(BIG)}", path="/digest") as sock:
+        sock.sendall(BIG + b"GARBAGE\r\n\r\n")
+        first, second = b"".join(iter(lambda: sock.recv(65536), b"")).split(b"HTTP/1.1 ")[1:]
+        assert first.startswith(b"200 ")
+        assert digest(BIG) in first
+        assert second.startswith(b"400 ")
+
+
+@pytest.mark.parametrize("bad", [b"xyz\r\n", b"-5\r\n", b"5\r\nhelloXX", b"\r\n\r\n"])
+def test_a_bad_chunk_ends_the_upload(mount: str, bad: bytes) -> None:
+    with request(mount, CHUNKED, path="/digest") as sock:
+        sock.sendall(chunk(BIG[:100_000]))
+        eventually(lambda: len(seen) == 10, "the app has begun")
+        sock.sendall(bad)
+        assert answer(sock)[0] == 400
+    eventually(lambda: seen[-1].startswith("OSError"), "the app's read fails")
+
+
+def test_chunks_without_a_last_one_are_no_whole_body(mount: str) -> None:
+    with request(mount, CHUNKED, path="/digest") as sock:
+        sock.sendall(chunk(BIG[:100_000]))
+        eventually(lambda: len(seen) == 10, "the app has begun")
+    eventually(lambda: seen[-1].startswith("OSError"), "the app's read fails")
+
+
+def test_who_vanishes_while_the_upload_is_paused_ends_the_stream_of_its_answer(mount: str) -> None:
+    with request(mount, f"Content-Length: {BODY_LIMIT}", path="/endless") as sock:
+        sock.sendall(bytes(BODY_LIMIT // 2))
+        assert sock.recv(12) == b"HTTP/1.1 200"
+    eventually(lambda: seen == ["closed"], "the generator is closed", 10.0)
+
+
+def test_an_app_that_pauses_loses_nothing(mount: str) -> None:
+    """For longer than a client may: it is not the client who is slow."""
+    with request(mount, f"Content-Length: {len(BIG)}", path="/paused") as sock:
+        sock.sendall(BIG)
+        eventually(lambda: seen == ["paused"], "the app pauses")
+        threading.Timer(2 * BODY_TIMEOUT, release.set).start()
+        assert answer(sock)[::2] == (200, str(len(BIG)).encode())
+
+
+def test_expect_100_continue(mount: str) -> None:
+    with request(mount, f"Content-Length: {len(BIG)}", "Expect: 100-continue", path="/digest") as sock:
+        line = b""
+        while not line.endswith(b"\r\n\r\n"):
+            line += sock.recv(1)
+        assert line.startswith(b"HTTP/1.1 100 ")
+        sock.sendall(BIG)
+        assert answer(sock)[::2] == (200, digest(BIG))
+    with request(mount, f"Content-Length: {BODY_LIMIT + 1}", "Expect: 100-continue", path="/digest") as sock:
+        assert sock.recv(12) == b"HTTP/1.1 413"
+
+
+def test_what_is_compressed_stays_so(mount: str) -> None:
+    """A bomb is not the gateway's to open."""
+    bomb = gzip.compress(bytes(300 << 20), 9)
+    assert MAX_INLINE < len(bomb) < BODY_LIMIT
+    got = httpx.post(f"{mount}/digest", content=bomb, headers={"Content-Encoding": "gzip"})
+    assert got.content == digest(bomb)
+
+
+def test_signed_uploads(bus: Bus) -> None:
+    secret = "a secret of at least thirty-two characters"
+    with (
+        running_bus(bus.broker_url, signing_secret=secret) as signing,
+        signing.mount(uploads, "/signed", signing_key=make_key(secret, "flaskbus", "/signed")) as url,
+    ):
+        assert httpx.post(f"{url}/digest", content=BIG).content == digest(BIG)
+
+
+# What PEP 3333 says of wsgi.input
+
+DATA = b"".join(b"line %d %s\n" % (number, b"." * (number % 300)) for number in range(5000)) + b"no newline"
+READERS: dict[str, Callable[[Any], bytes]] = {
+    "/read": lambda body: body.read(len(DATA) + 5),
+    "/pieces": lambda body: b"".join(iter(lambda: body.read(7777), b"")),
+    "/readline": lambda body: b"".join(iter(lambda: body.readline(), b"")),
+    "/short-lines": lambda body: b"".join(iter(lambda: body.readline(50), b"")),
+    "/readlines": lambda body: b"".join(body.readlines()),
+    "/iterate": lambda body: b"".join(body),
+}
+
+
+def reads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    data = READERS[environ["PATH_INFO"]](environ["wsgi.input"])
+    terminated = environ["wsgi.input_terminated"], environ.get("CONTENT_LENGTH", "none")
+    start_response("200 OK", [TEXT, ("X-Input", f"{terminated}")])
+    return [digest(data)]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_every_way_to_read_the_input(bus: Bus, chunked: bool) -> None:
+    assert len(DATA) > 2 * MAX_INLINE
+    with bus.mount(validator(reads), "/reads") as url:
+        for path in READERS:
+            sent = (DATA[at : at + 9999] for at in range(0, len(DATA), 9999)) if chunked else DATA
+            got = httpx.post(url + path, content=sent)
+            assert got.content == digest(DATA), path
+            assert got.headers["x-input"] == str((True, "none" if chunked else str(len(DATA))))
+
+
+@pytest.mark.parametrize("size", [1 << 20, pytest.param(100 << 20, marks=pytest.mark.slow)])
+def test_a_file_in_a_form(bus: Bus, size: int, tmp_path: Path) -> None:
+    app = flask.Flask("files")
+
+    @app.post("/file")
+    def take() -> str:
+        file = flask.request.files["file"]
+        summed = hashlib.file_digest(file.stream, "sha256")  # type: ignore[arg-type]
+        return f"{file.filename} {flask.request.form['note']} {summed.hexdigest()}"
+
+    data = (BIG * (size // len(BIG)))[:size]
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment,method-assign]
+    with running_bus(bus.broker_url) as roomy, roomy.mount(app, "/files") as url:
+        got = httpx.post(f"{url}/file", data={"note": "n"}, files={"file": ("a.bin", data)}, timeout=120)
+        assert got.text == f"a.bin n {hashlib.sha256(data).hexdigest()}"
