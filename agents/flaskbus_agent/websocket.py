@@ -142,12 +142,12 @@ class Client:
     def _closed(self) -> Closed | None:
         protocol = self._protocol
         if (received := protocol.close_rcvd) is not None:
-            return Closed(received.code, received.reason)
+            return Closed(int(received.code), received.reason)
         sent = protocol.close_sent
         if protocol.parser_exc is not None and sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
-            return Closed(CloseCode.MESSAGE_TOO_BIG, "the app's message is too big")
+            return Closed(int(sent.code), "the app's message is too big")
         failed = protocol.parser_exc is not None or protocol.handshake_exc is not None
-        return Closed(CloseCode.ABNORMAL_CLOSURE, "") if failed or protocol.state is State.CLOSED else None
+        return Closed(int(CloseCode.ABNORMAL_CLOSURE), "") if failed or protocol.state is State.CLOSED else None
 
 
 def _may_be_sent(code: int) -> bool:
