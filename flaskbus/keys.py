@@ -112,6 +112,10 @@ class Keys:
         """The pattern of all reply lists, of any mount, whose ids begin with ``stem``, which is hexadecimal."""
         return f"{self.namespace}:{{*}}:reply:{stem}*"
 
+    def inbound_of(self, stem: str) -> str:
+        """The same of all inbound lists."""
+        return f"{self.namespace}:{{*}}:inbound:{stem}*"
+
     def may_persist(self, key: str) -> bool:
         """Whether a key may be without a TTL."""
         return key.startswith(self.namespace + ":") and key.endswith(PERSISTENT)

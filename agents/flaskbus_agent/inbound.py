@@ -12,7 +12,7 @@ from flaskbus import wire
 from flaskbus.inbox import Inbox
 from flaskbus.messages import INBOUND, Chunk, End, Failure, Frame, Request
 from flaskbus_agent.outbox import Entry, Outbox, Running
-from flaskbus_agent.wsgi import Cancelled
+from flaskbus_agent.wsgi import Cancelled, ClientDisconnected
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -80,10 +80,6 @@ class InboundList:
     def _took(self, count: int, first: bytes) -> None:
         self._outbox.took(self._key, count, first)
         self.called = True
-
-
-class ClientDisconnected(OSError):
-    """The body ends too early: its client went away, was too slow or sent too much, or nobody wants the answer."""
 
 
 class InboundBody(io.RawIOBase):

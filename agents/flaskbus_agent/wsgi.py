@@ -45,6 +45,10 @@ class Cancelled(BaseException):
     """
 
 
+class ClientDisconnected(OSError):
+    """The body ends too early: its client went away, was too slow or sent too much, or nobody wants the answer."""
+
+
 class Sink(Protocol):
     """Where a response goes: one ``reply``; or ``head``, any number of ``chunk``, then ``end`` or ``fail``.
 
@@ -233,7 +237,10 @@ class _Response:
             log.error("%s: the app failed after the head was sent", self, exc_info=error)
             self._send(self.sink.fail, APP_ERROR, f"the app raised {type(error).__name__}")
             return
-        log.error("%s: the app failed", self, exc_info=error)
+        if isinstance(error, ClientDisconnected):
+            log.info("%s: the body broke off: %s", self, error)
+        else:
+            log.error("%s: the app failed", self, exc_info=error)
         headers = (
             (b"Content-Type", b"text/html; charset=utf-8"),
             (b"Content-Length", b"%d" % len(ERROR_PAGE)),

@@ -180,7 +180,7 @@ class Reaper:
             start = "(" + entries[-1][0].decode()
 
     async def expire_lists(self, pattern: str, milliseconds: int) -> None:
-        """Let the reply lists of a dead gateway expire soon; it takes what is there if it was only frozen.
+        """Let the lists of a dead gateway expire soon; it takes what is there if it was only frozen.
 
         None comes any more, because none of its entries is left. They live as long as ever where our user may
         not SCAN.

@@ -279,9 +279,10 @@ class Switchboard:
                 log.warning("gateway %s has sent no heartbeat for %g s", process, self.settings.lease)
                 for state in tuple(self.directory.states.values()):
                     await self.reaper.gateway_died(state, process)
-                if stem(process):
+                if own := stem(process):
                     soon = int(THAW * self.settings.lease * 1000)
-                    await self.reaper.expire_lists(self.keys.replies_of(stem(process)), soon)
+                    await self.reaper.expire_lists(self.keys.replies_of(own), soon)
+                    await self.reaper.expire_lists(self.keys.inbound_of(own), soon)
                 # Last, so that another does all of it again if we are cut off before.
                 await self.link.call("HDEL", self.keys.gateways, process)
 

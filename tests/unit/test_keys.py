@@ -24,6 +24,13 @@ def test_a_mounts_keys_are_made_once() -> None:
     assert keys.of("/a") != keys.of("/b")
 
 
+def test_so_are_inbound_lists() -> None:
+    pattern = Keys("ns").inbound_of("0a1b")
+    assert fnmatchcase(Keys("ns").of("/a/b").inbound("0a1bff"), pattern)
+    assert not fnmatchcase(Keys("ns").of("/a/b").inbound("0a1cff"), pattern)
+    assert not fnmatchcase(Keys("ns").of("/a/b").reply("0a1bff"), pattern)
+
+
 def test_reply_lists_are_found_by_what_their_ids_begin_with() -> None:
     pattern = Keys("ns").replies_of("0a1b")
     assert fnmatchcase(Keys("ns").of("/a/b").reply("0a1bff"), pattern)
