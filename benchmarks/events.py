@@ -71,7 +71,7 @@ class Listener:
 
 
 class Caller:
-    """Another client, who asks for something else meanwhile: latencies in milliseconds from when a request was due."""
+    """Another client, who asks for something else meanwhile: latencies in milliseconds."""
 
     def __init__(self, port: int, path: str, gap: float) -> None:
         self.sock = socket.create_connection((HOST, port), 10)
@@ -89,8 +89,8 @@ class Caller:
         return float("inf") if self._asked else max(0.0, self.due - time.monotonic())
 
     def send(self) -> None:
-        self._asked = self.due
         self.sock.sendall(self._request)
+        self._asked = time.monotonic()
 
     def read(self) -> None:
         """Raises Wrong where the connection ends."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Self
 
 import redis
 
 from benchmarks import measure
+from benchmarks.events import Audience
 from benchmarks.model import Figure, Metric, Sample
 from benchmarks.systems.base import Running
 
@@ -17,6 +19,7 @@ BEFORE, PEAK, AFTER = "before", "peak", "after"
 CONNECTIONS = "connections to the broker"
 MEMORY = "memory of "
 """How the names of all processes' memory begin."""
+_FEW = 32
 _EVERY = 0.25
 """Seconds between two looks: one costs some milliseconds."""
 _PATIENCE = 15.0
@@ -31,6 +34,21 @@ def processes(running: Running) -> dict[str, int]:
         found[child.role] = first
         found |= {f"{child.role} worker {number}": pid for number, pid in enumerate(others, 1)}
     return found
+
+
+def acquaint(running: Running) -> None:
+    """Some streams, before anything is counted: what a process opens once for all of them is opened then."""
+    known = -1
+    for _ in range(5):
+        with closing(Audience()) as few:
+            few.join(running.port, "/ticks/0/1000", _FEW)
+            few.listen(5.0, enough=_FEW)
+        if not running.redis:
+            return
+        now = measure.broker_connections(running.redis)
+        if now == known:
+            return
+        known = now
 
 
 class Watch:

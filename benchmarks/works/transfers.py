@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from benchmarks import transfer
 from benchmarks.model import Figure, Metric
 from benchmarks.systems.base import Running
-from benchmarks.watch import Watch
+from benchmarks.watch import Watch, acquaint
 from benchmarks.works.base import SERVERS, Scale, Work, check
 
 SPEED = Metric("speed", "MB/s", higher=True)
@@ -45,6 +45,7 @@ class Transfer(Work):
     def run(self, running: Running, variant: str, scale: Scale) -> Iterable[Figure]:
         size = _SIZES[variant]
         check(running.port, "/hello")
+        acquaint(running)
         with Watch(running) as watch:
             seconds = self._move(running.port, size)
         yield Figure(SPEED, size / seconds / 1e6)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from benchmarks.model import Deployment, Figure, Metric
 from benchmarks.stats import percentile
 from benchmarks.systems.base import Running, packages
-from benchmarks.watch import Watch
+from benchmarks.watch import Watch, acquaint
 from benchmarks.websocket import echoes, upgrade
 from benchmarks.works.base import Scale, Work, check
 
@@ -39,10 +39,7 @@ class WebSocket(Work):
 
     def run(self, running: Running, variant: str, scale: Scale) -> Iterable[Figure]:
         check(running.port, "/hello")
-        with ExitStack() as stack:
-            # What is opened once for all, is opened before anything is counted.
-            few = [stack.enter_context(closing(upgrade(running.port, "/echo"))) for _ in range(8)]
-            echoes(few, 0.1, b"hello, world")
+        acquaint(running)
         with Watch(running) as watch, ExitStack() as stack:
             sockets = [
                 stack.enter_context(closing(upgrade(running.port, "/echo"))) for _ in range(int(variant))
