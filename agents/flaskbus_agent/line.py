@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 FAREWELL = 5.0
 """Seconds that an app has for its own close, after the client's."""
 
+ASK = 15.0
+"""Seconds after which the broker is asked whether a WebSocket that is silent is still ours."""
+
 RECEIVE = 65536
 """Bytes that are read of a socket at once."""
 
@@ -72,6 +75,7 @@ class Line:
         """What the bridge waits for, as :mod:`selectors` has it."""
         self._inbound = InboundList(outbox, key, outbox.is_signed)
         self._turn = threading.Lock()
+        self._asked = 0.0  # when the broker last said that it is ours
         self._heard = False  # the app wrote something
         self._refused = False  # it answers otherwise
         self._deaf = False  # it writes nothing more
@@ -152,9 +156,10 @@ class Line:
         if self.ended:
             return False
         more = False
-        if self._to_app:
-            self._inbound.call()  # or nobody would notice that the client is gone
-        else:
+        if self._to_app or now - self._asked >= ASK:
+            self._asked = now
+            self._inbound.call()  # or nobody would notice that the client is gone, or its gateway
+        if not self._to_app:
             more = self._inbound.look()
         self._hand_over(now)
         return more
@@ -209,7 +214,7 @@ class Line:
         for event in self.client.feed(data):
             if isinstance(event, Accepted):
                 self.outbox.accept(event.headers)
-                self.accepted = True
+                self.accepted, self._asked = True, now
                 if self._patience:
                     self._say_goodbye(now)
             elif isinstance(event, Closed):

@@ -134,7 +134,8 @@ class WebSocket:
                 elif isinstance(frame, Close):
                     await self._close(frame.code, frame.reason)
                     return
-            exchange.handed_over(len(frames), taken)
+            if not self._left:  # a client that is gone makes no room
+                exchange.handed_over(len(frames), taken)
 
     async def _give(self, data: bytes, text: bool) -> None:
         try:

@@ -187,12 +187,10 @@ class WebSocketProtocol(_gunicorn.WebSocketProtocol):  # type: ignore[misc]
             or self._reading_paused  # its answer may wait behind what the app does not take
             or 0 < self._owed < before  # slow, but not gone
         )
-        if not self._heard and self.accepted:
-            self._pinged = True
-            self.transport.write(PING)
-        else:
-            self._pinged = False
+        self._pinged = alive and self.accepted and not self._heard
         self._heard = False
+        if self._pinged:
+            self.transport.write(PING)
         return alive
 
     def _untaken(self) -> int:
