@@ -35,6 +35,7 @@ _KEYSPACE = ("+exists", "+type", "+ttl", "+pttl", "+expire", "+pexpire", "+del",
 # Of scripts only the text differs from version to version, so an agent brings its own: what a script may touch is
 # what its user may touch.
 _SCRIPTS = ("+evalsha", "+script|load", "+script|exists")
+_TRANSACTIONS = ("+multi", "+exec")
 _CHANNELS = ("+publish", "+subscribe", "+unsubscribe")
 # SCAN names no key, and tells all of them: leaks and dead letters of forgotten mounts are found in no other way.
 _READING = ("+@read", "-@keyspace", "-@dangerous", "+exists", "+type", "+ttl", "+pttl", "+scan")
@@ -60,7 +61,7 @@ def rules(
     found = [*_ANEW, *_SESSION, *_FOLLOWING[kind], *([f"+select|{db}"] if db else [])]
     if role == "agent":
         found += _patterns(keys.of(mount.key).prefix for mount in mounts)
-        found += [*_DATA, *_KEYSPACE, *_SCRIPTS, *_CHANNELS]
+        found += [*_DATA, *_KEYSPACE, *_SCRIPTS, *_TRANSACTIONS, *_CHANNELS]
         # A name on that list claims nothing; nothing may be read from it, or taken off it. A script that names the
         # list may run, and do there what its user may do without a script.
         found += [f"(+sadd %W~{keys.mounts})", f"(+evalsha ~{keys.mounts})", f"(+publish &{keys.news})"]

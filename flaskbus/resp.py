@@ -32,17 +32,23 @@ LARGE = 8192
 
 def pack(command: tuple[str | bytes | int, ...]) -> bytes:
     """A command as it travels. With 256 KiB of arguments hiredis takes 600 µs for it, and this 25."""
+    return b"".join(buffers(command))
+
+
+def buffers(command: tuple[str | bytes | int, ...]) -> list[bytes]:
+    """The same in pieces, of which the large arguments are themselves."""
     large = [argument for argument in command if type(argument) is bytes and len(argument) > LARGE]
     if not large:
-        packed: bytes = hiredis.pack_command(cast(Any, command))
-        return packed
-    parts = [b"*%d\r\n" % len(command)]
+        return [hiredis.pack_command(cast(Any, command))]
+    pieces: list[bytes] = []
+    small = b"*%d\r\n" % len(command)
     for argument in command:
         if type(argument) is bytes and len(argument) > LARGE:
-            parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+            pieces += (small + b"$%d\r\n" % len(argument), argument)
+            small = b"\r\n"
         else:
-            parts.append(hiredis.pack_command((argument,)).removeprefix(b"*1\r\n"))
-    return b"".join(parts)
+            small += hiredis.pack_command((argument,)).removeprefix(b"*1\r\n")
+    return [*pieces, small]
 
 
 Reply: TypeAlias = "Status | Error | int | bytes | list[Reply] | None"

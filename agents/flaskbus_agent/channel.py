@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,9 +15,12 @@ from flaskbus.address import Address, Node, parse_url
 from flaskbus.broker import Unavailable, raw_connection, script_sha, script_source
 from flaskbus.cluster import key_of
 from flaskbus.cluster_client import NotSent, cluster_map, follow
-from flaskbus.resp import pack
+from flaskbus.resp import buffers, pack
 
 Argument = str | bytes | int
+
+MOST_PIECES = 512
+"""Buffers that one sendmsg() is given; the system takes 1,024 (IOV_MAX)."""
 
 
 class Channel:
@@ -26,20 +30,44 @@ class Channel:
     away (whether the command was carried out cannot be told), ``redis.ResponseError`` where it refuses.
     """
 
-    __slots__ = ("_connection", "name")
+    __slots__ = ("_connection", "_transacts", "name")
 
     def __init__(self, address: Address, name: str, timeout: float) -> None:
         self.name = name
+        self._transacts = True
         # redis-py does not type its connections.
         self._connection: Any = raw_connection(address, timeout=timeout, name=name)
 
     def call(self, *command: Argument) -> Any:
+        return self._exchange(buffers(command), None)
+
+    def transaction(self, *commands: tuple[Argument, ...]) -> list[Any] | None:
+        """MULTI, these commands and EXEC, in one round trip: their answers, some of which may be errors.
+
+        ``None`` where nothing was carried out, because there are no transactions here, or the broker refused a command.
+        """
+        if not self._transacts:
+            return None
+        packed = [buffer for command in (("MULTI",), *commands, ("EXEC",)) for buffer in buffers(command)]
+        *answers, last = self._exchange(packed, 2 + len(commands))
+        if isinstance(last, list):
+            return last
+        if any(isinstance(answer, redis.exceptions.NoPermissionError) for answer in (*answers, last)):
+            # A user of older rules. Where MULTI was refused, the commands were carried out one by one.
+            self._transacts = False
+            self._connection.disconnect()
+        return None
+
+    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
+        """Send, and read the answer; or a list of so many, with errors among them."""
         connection = self._connection
         try:
             if not connection.is_connected:
                 connection.connect()
-            connection.send_packed_command([pack(command)], check_health=False)
-            return connection.read_response()
+            _send(connection, packed)
+            if answers is None:
+                return connection.read_response()
+            return [_answer_or_error(connection) for _ in range(answers)]
         except Unavailable:
             connection.disconnect()
             raise
@@ -81,7 +109,7 @@ class MovingChannel(Channel):
         self._since = 0.0
         """Since when it waits for an answer (monotonic seconds); 0 while it does not."""
 
-    def call(self, *command: Argument) -> Any:
+    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
         connection = self._connection
         if connection.is_connected and self.master.get(self._address) != (connection.host, connection.port):
             connection.disconnect()
@@ -90,7 +118,7 @@ class MovingChannel(Channel):
             if not connection.is_connected:
                 connection.connect()
                 self.master[self._address] = (connection.host, connection.port)
-            return super().call(*command)
+            return super()._exchange(packed, answers)
         finally:
             self._since = 0.0
 
@@ -124,6 +152,9 @@ class ClusterChannel(MovingChannel):
 
     def call(self, *command: Argument) -> Any:
         return self._follow(key_of(command), command)
+
+    def transaction(self, *commands: tuple[Argument, ...]) -> list[Any] | None:
+        return None  # a slot may move in the middle of it
 
     def at(self, key: str | bytes, *command: Argument) -> Any:
         return self._follow(key, command)
@@ -177,6 +208,31 @@ class ClusterChannel(MovingChannel):
 
 
 _ASKING = pack(("ASKING",))
+
+
+def _send(connection: Any, pieces: list[bytes]) -> None:
+    """Send large commands without joining them, where the socket can do that: TLS cannot."""
+    if isinstance(connection._sock, ssl.SSLSocket):
+        pieces = [b"".join(pieces)]
+    elif len(pieces) > 1:
+        try:
+            sent = connection._sock.sendmsg(pieces[:MOST_PIECES])
+        except TimeoutError as error:
+            raise redis.exceptions.TimeoutError("Timeout writing to socket") from error
+        except OSError as error:
+            raise redis.exceptions.ConnectionError(f"{error} while writing to socket") from error
+        while pieces and sent >= len(pieces[0]):
+            sent -= len(pieces.pop(0))
+        if pieces:
+            pieces[0] = pieces[0][sent:]
+    connection.send_packed_command(pieces, check_health=False)
+
+
+def _answer_or_error(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
 
 
 def hang_up(connection: Any) -> None:

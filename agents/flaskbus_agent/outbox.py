@@ -16,7 +16,7 @@ import redis
 
 from flaskbus import wire
 from flaskbus.boundaries import Boundaries, boundaries
-from flaskbus.broker import Unavailable
+from flaskbus.broker import Unavailable, script_sha
 from flaskbus.idempotency import Keeper
 from flaskbus.keys import GROUP, LIST_TTL_MS, MountKeys
 from flaskbus.messages import Chunk, Close, End, Failure, Frame, Head, Headers, Message, Reply, Request
@@ -35,6 +35,9 @@ log = logging.getLogger("flaskbus.agent")
 
 QUICK = 0.001
 """Seconds: an app that yields the next part sooner does not wait until the broker has taken the last one."""
+
+LARGE = 32 * 1024
+"""Bytes of frames from which on they are pushed without a script."""
 
 HURRIED = 3
 """Quick yields in a row after which that begins. Most responses are over by then, and need no second thread."""
@@ -356,7 +359,9 @@ class Outbox:
 
     def _try_to_push(self, encoded: list[bytes]) -> int | None:
         """The same; ``None`` where the broker is out of memory."""
-        outcome = self._insist("push", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
+        outcome = self._push_large(encoded) if self._streaming else None
+        if outcome is None:
+            outcome = self._insist("push", [*self._arguments(), wire.MAX_RING_FRAME, *encoded])
         if outcome == b"full":
             return None
         if isinstance(outcome, bytes):
@@ -366,6 +371,28 @@ class Outbox:
             self._not_wanted(outcome)
         self._window.pushed(map(len, encoded))
         self.become_stream()
+        return outcome
+
+    def _push_large(self, encoded: list[bytes]) -> int | bytes | None:
+        """Push large frames without a script that copies them: its outcome, or ``None`` where it has to be a script."""
+        if sum(map(len, encoded)) < LARGE:
+            return None
+        keys = self._entry.served.keys
+        names = (keys.requests, keys.reply(self._request.id))
+        arguments = (*self._arguments(), len(encoded))
+        answers = self._again(
+            lambda: self._channel.transaction(
+                ("RPUSH", names[1], *encoded),
+                ("EVALSHA", script_sha("pushed"), len(names), *names, *arguments),
+            )
+        )
+        if answers is None or isinstance(answers[0], Exception):
+            return None
+        if isinstance(answers[1], redis.exceptions.NoScriptError):
+            return self._insist("pushed", [*arguments])
+        if isinstance(answers[1], Exception):
+            raise answers[1]
+        outcome: int | bytes = answers[1]
         return outcome
 
     def become_stream(self) -> bool:

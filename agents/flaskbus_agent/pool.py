@@ -45,6 +45,11 @@ class ChannelPool:
         with self._one() as channel:
             return channel.script(name, keys, args)
 
+    def transaction(self, *commands: tuple[Argument, ...]) -> list[Any] | None:
+        """As :meth:`Channel.transaction`."""
+        with self._one() as channel:
+            return channel.transaction(*commands)
+
     def close(self) -> None:
         """Hang up those that nobody uses now; a process that ends has no time for the others."""
         while not self._free.empty():

@@ -192,6 +192,45 @@ class TestPush:
         assert push(client, taken) == 2
 
 
+class TestPushed:
+    """What :class:`TestPush` shows of push, of large frames that were pushed in the same transaction."""
+
+    def pushed(self, client: Client, entry_id: bytes, *frames: bytes, consumer: str = "me") -> Any:
+        client.rpush(REPLY, *frames)
+        client.pexpire(REPLY, 60_000)
+        args = [GROUP, entry_id, consumer, LIST_TTL_MS, BELL, "r1", len(frames)]
+        return run_script(client, "pushed", [M.requests, REPLY], args)
+
+    def test_the_length_of_the_list(self, client: Client, taken: bytes) -> None:
+        push(client, taken, b"head", b"chunk")
+        bell = rings(client)
+        assert self.pushed(client, taken, b"c1", b"c2") == 4
+        assert 60_000 < client.pttl(REPLY) <= LIST_TTL_MS
+        assert pending(client) == 1
+        assert heard(bell) == b"r1"
+
+    def test_lost(self, client: Client, taken: bytes) -> None:
+        push(client, taken, b"head")
+        assert self.pushed(client, taken, b"c1", b"c2", consumer="another") == b"lost"
+        assert client.lrange(REPLY, 0, -1) == [b"head"]
+
+    def test_finished(self, client: Client, taken: bytes) -> None:
+        withdraw(client, taken)
+        assert self.pushed(client, taken, b"c1") == b"finished"
+        assert client.exists(REPLY) == 0
+
+    def test_gone(self, client: Client, taken: bytes) -> None:
+        client.delete(M.requests)
+        assert self.pushed(client, taken, b"c1", b"c2") == b"gone"
+        assert client.exists(REPLY) == 0
+
+    def test_another_error_is_raised(self, client: Client) -> None:
+        client.set(M.requests, "text", px=10_000)
+        with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+            self.pushed(client, b"1-1", b"c1")
+        assert client.exists(REPLY) == 0
+
+
 class TestWithdraw:
     def test_undelivered(self, client: Client, entry: bytes) -> None:
         assert withdraw(client, entry) == b"undelivered"

@@ -23,6 +23,7 @@ from flaskbus.resp import Error, Status, formatted, quoted, raw, read, split, un
     )
 )
 def test_a_command_is_what_hiredis_would_make_of_it(command: list[str | bytes | int]) -> None:
+    assert b"".join(resp.buffers(tuple(command))) == resp.pack(tuple(command))
     assert resp.pack(tuple(command)) == hiredis.pack_command(cast(Any, tuple(command)))
 
 
