@@ -466,7 +466,9 @@ class Exchange:
                 frames = [await self.frame(self._board.settings.idle_timeout)]
                 break
             except TimeoutError:
-                continue
+                self.replies.tidy()
+                if self.inbound is not None:
+                    self.inbound.keep()
         while self.replies.frames and not self.ended:
             frames.append(self._pop())
         for frame in frames:

@@ -126,6 +126,11 @@ class Inbound:
         self._may_be_new = True
         self._credit.set()
 
+    def keep(self) -> None:
+        """What the agent has received and not trimmed yet must not expire: it counts from there."""
+        if self._seq:
+            self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
+
     async def push_body(self, receive: Receive, *, received: int, limit: int, timeout: float) -> None:
         """The rest of a request's body: what ``receive`` (ASGI) gives.
 

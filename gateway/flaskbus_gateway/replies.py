@@ -117,6 +117,8 @@ class ReplyList:
             self._link.tell("LTRIM", self.key, self._inbox.trimmed(), -1)
         if len(elements) == BATCH:
             self._look_again = True
+        if not elements:
+            self.tidy()  # while the broker is out of memory, an agent waits for just that
 
     async def has_news(self) -> bool:
         """Whether something lies in hand or on the list, or that cannot be told now."""
@@ -140,7 +142,15 @@ class ReplyList:
         self._owed += size
         trim = inbox.done >= BATCH // 2 or self._owed >= CREDIT
         if trim:
-            self._owed = 0
-            self._link.tell("LTRIM", self.key, inbox.trimmed(), -1)
+            self.tidy()
         self._look_on()
         return trim
+
+    def tidy(self) -> None:
+        """Trim what was handed over, however little.
+
+        A list to which nobody writes for long expires, and the next frames would lie where nobody looks for them.
+        """
+        self._owed = 0
+        if count := self._inbox.trimmed():
+            self._link.tell("LTRIM", self.key, count, -1)

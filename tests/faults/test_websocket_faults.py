@@ -300,6 +300,21 @@ class TestSilence:
             client.send("still there")
             assert client.recv() == "still there"
 
+    def test_its_lists_do_not_expire_under_it(self, places: Callable[..., Place]) -> None:
+        """Frames are trimmed some at a time; lists that nobody writes to live for two hours."""
+        place = places(*self.SHORT)
+        with connect_broker(place.bus.broker_url) as broker, opened(f"{place.url}/echo") as client:
+            for _ in range(3):
+                client.send("x")
+                assert client.recv() == "x"
+            for key in [*broker.scan_iter("*:inbound:*"), *broker.scan_iter("*:reply:*")]:
+                broker.expire(key, 3)
+            with pytest.raises(TimeoutError):
+                client.recv(timeout=4.0)
+            for size in (1, 100_000):  # one that rings, and one that has to be looked for
+                client.send("y" * size)
+                assert client.recv(timeout=10.0) == "y" * size
+
     def test_who_answers_nothing_is_gone(self, places: Callable[..., Place]) -> None:
         place = places(*self.SHORT)
         with Raw(f"{place.url}/silent") as raw:
