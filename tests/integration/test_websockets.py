@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
+from flaskbus.signing import make_key
 from tests.conftest import Broker, start_broker, stop_broker
 from tests.integration.fleet import LEASE, Fleet, Program, eventually
 
@@ -78,9 +79,7 @@ class Place:
         """Sizes of what lies on the lists of this kind."""
         with self.broker.client() as client:
             return [
-                len(element)
-                for key in client.scan_iter(pattern)
-                for element in client.lrange(key, 0, -1)
+                len(element) for key in client.scan_iter(pattern) for element in client.lrange(key, 0, -1)
             ]
 
 
@@ -471,6 +470,30 @@ class TestBackpressure:
         assert sent - 65536 * 2 < read < sent + 65536
         vanish(client)
 
+    @pytest.mark.slow
+    def test_a_broker_out_of_memory_stops_only_who_waits_for_room(self, place: Place, token: str) -> None:
+        gateway, url = place.fleet.gateway("--lease", "60")
+        own = Place(place.fleet, gateway, url, place.broker)
+        agent = own.agent("/oom", "--lease", "60")
+        silent = slow(own, f"/oom/ticks/300/65536/{token}")
+        reader = own.open(f"/oom/ticks/300/4096/{token}")
+        eventually(lambda: len(own.noted(token)) == 2, "both are open")
+        with own.broker.client() as client:
+            client.config_set("maxmemory", 1)
+            try:
+                (own.fleet.directory / token).touch()
+                for number in range(300):
+                    assert int(reader.recv(timeout=10)) == number
+                assert own.elements("*:reply:*"), "nobody waited for room"
+            finally:
+                client.config_set("maxmemory", 0)
+        for number in range(300):
+            assert int(silent.recv(timeout=10)) == number
+        silent.close()
+        reader.close()
+        agent.end()
+        gateway.end()
+
 
 class TestBudget:
     def test_more_websockets_than_threads_stop_nobody(self, ws: Place) -> None:
@@ -537,6 +560,76 @@ class TestBudget:
             assert {client.recv(timeout=20) for client in clients} == {"x"}
             assert connections() == before
         agent.end()
+
+
+class TestSigned:
+    def test_both_sides_sign(self, place: Place, token: str) -> None:
+        secret = "s" * 40
+        gateway, url = place.fleet.gateway("--signing-secret", secret)
+        other = Place(place.fleet, gateway, url, place.broker)
+        key = make_key(secret, "flaskbus", "/signed")
+        agent = other.agent("/signed", "--signing-key", key)
+        with other.open(f"/signed/listen/{token}") as client:
+            for message in MESSAGES:
+                client.send(message)
+                assert client.recv(timeout=20) == message
+            client.close(4001, "bye")
+        assert other.noted_at_last(token, "code")["code"] == 4001
+        agent.end()
+        gateway.end()
+
+
+class TestLeaks:
+    @pytest.mark.slow
+    def test_nothing_stays_of_any_ending(self, place: Place) -> None:
+        """Files and threads of the agent's process are as many as before."""
+        agent = place.agent("/leak")
+        [worker] = agent.workers()
+
+        def open_now() -> tuple[int, int]:
+            own = Path(f"/proc/{worker}")
+            return len([*(own / "fd").iterdir()]), len([*(own / "task").iterdir()])
+
+        def once(number: int) -> None:
+            match number % 6:
+                case 0:
+                    with place.open("/leak/at-once") as client:
+                        closed(client)
+                case 1:
+                    vanish(place.open("/leak/echo"))
+                case 2:
+                    place.open("/leak/echo").close(4000)
+                case 3:
+                    with place.open("/leak/raises") as client:
+                        client.send("now")
+                        closed(client)
+                case 4:
+                    with place.open("/leak/bytes/x?hex=c100") as client:
+                        closed(client)
+                case _:
+                    with pytest.raises(InvalidStatus):
+                        place.open(("/leak/plain", "/leak/garbage")[number % 2])
+
+        for number in range(12):
+            once(number)
+        httpx.get(f"{place.url}/leak/plain")
+        before = eventually(lambda: settled(open_now))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(once, range(240)))
+        eventually(
+            lambda: all(now <= then for now, then in zip(open_now(), before, strict=True)), "nothing stays"
+        )
+        agent.end()
+
+
+def settled(count: Callable[[], tuple[int, int]]) -> tuple[int, int] | None:
+    """A count that stays the same for a second."""
+    first, end = count(), time.monotonic() + 1.0
+    while time.monotonic() < end:
+        if count() != first:
+            return None
+        time.sleep(0.02)
+    return first
 
 
 class TestStopping:

@@ -207,6 +207,19 @@ def large(size: int, parts: int) -> str:
     return ""
 
 
+@route("/ticks/<int:count>/<int:size>/<token>")
+def ticks(ws: Any, count: int, size: int, token: str) -> None:
+    """Waits for a file of this name beside the ledger; then a message every 20 ms."""
+    note(token, event="open")
+    start = Path(os.environ["LEDGER"]).with_name(token)
+    while not start.exists():
+        time.sleep(0.02)
+    for number in range(count):
+        ws.send(f"{number}".encode().ljust(size, b" "))
+        time.sleep(0.02)
+    ws.receive()
+
+
 @app.get("/drip")
 def drip() -> Any:
     def drops() -> Any:
