@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from statistics import median
 
+from benchmarks import measure
 from benchmarks.events import Audience, Caller, Listener
 from benchmarks.model import ERRORS, Deployment, Figure, Metric, Skip, Wrong
 from benchmarks.stats import percentile
@@ -57,6 +58,7 @@ ALL_LAST = Metric("an event is with all after", "ms", higher=False)
 OTHERS_BEFORE = Metric("other requests before, p50", "ms", higher=False)
 OTHERS_P50 = Metric("other requests meanwhile, p50", "ms", higher=False)
 OTHERS_P99 = Metric("other requests meanwhile, p99", "ms", higher=False)
+CPU = Metric("CPU of all processes", "µs/event", higher=False)
 BACK = Metric("answers at once again, when all have left, after", "s", higher=False)
 
 _GAP = 0.02
@@ -85,7 +87,7 @@ class ManyEvents(Work):
         return replace(scale.deployment, streams=int(variant))
 
     def run(self, running: Running, variant: str, scale: Scale) -> Iterable[Figure]:
-        wanted, ticks = int(variant), 3 if scale.quick else 10
+        wanted, half = int(variant), 2.0 if scale.quick else 5.0  # seconds
         check(running.port, "/hello")
         with closing(Caller(running.port, "/hello", _GAP)) as caller:
             with closing(Audience()) as nobody:
@@ -95,11 +97,16 @@ class ManyEvents(Work):
             acquaint(running)
             with Watch(running) as watch, closing(Audience()) as audience:
                 # More events than we wait for: it ends by itself where the server does not see us leave.
-                audience.join(running.port, f"/ticks/{ticks + 20}/1000", wanted)
+                audience.join(running.port, f"/ticks/{2 * half + 20:.0f}/1000", wanted)
                 audience.listen(10.0, enough=wanted)
                 audience.later.clear()
-                audience.listen(ticks + 0.5, caller=caller)
+                used = measure.cpu(running)
+                audience.listen(half)
+                used = measure.cpu(running) - used
+                heard = sum(map(len, audience.later.values()))
+                audience.listen(half, caller=caller)
                 yield from _heard(audience, caller)
+                yield Figure(CPU, used / max(1, heard) * 1e6)
         yield Figure(BACK, _recover(running.port))
         yield from watch.figures()
 

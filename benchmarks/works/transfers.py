@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks import transfer
+from benchmarks import measure, transfer
 from benchmarks.model import Figure, Metric
 from benchmarks.systems.base import Running
 from benchmarks.watch import Watch, acquaint
 from benchmarks.works.base import SERVERS, Scale, Work, check
 
 SPEED = Metric("speed", "MB/s", higher=True)
+CPU = Metric("CPU of all processes", "s/GiB", higher=False)
 _SIZES = {"64 MiB": 64 << 20, "128 MiB": 128 << 20, "1 GiB": 1 << 30, "2 GiB": 2 << 30}
 
 
@@ -47,8 +48,11 @@ class Transfer(Work):
         check(running.port, "/hello")
         acquaint(running)
         with Watch(running) as watch:
+            used = measure.cpu(running)
             seconds = self._move(running.port, size)
+            used = measure.cpu(running) - used
         yield Figure(SPEED, size / seconds / 1e6)
+        yield Figure(CPU, used / size * 2**30)
         yield from watch.figures()
 
 

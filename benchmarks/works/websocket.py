@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+from benchmarks import measure
 from benchmarks.model import Deployment, Figure, Metric
 from benchmarks.stats import percentile
 from benchmarks.systems.base import Running, packages
@@ -16,6 +17,7 @@ from benchmarks.works.base import Scale, Work, check
 ECHOES = Metric("round trips", "/s", higher=True)
 ECHO_P50 = Metric("round trip, p50", "ms", higher=False)
 ECHO_P99 = Metric("round trip, p99", "ms", higher=False)
+CPU = Metric("CPU of all processes", "µs/round trip", higher=False)
 
 
 class WebSocket(Work):
@@ -45,8 +47,11 @@ class WebSocket(Work):
                 stack.enter_context(closing(upgrade(running.port, "/echo"))) for _ in range(int(variant))
             ]
             echoes(sockets, 0.2, b"hello, world")  # each app has begun
+            used = measure.cpu(running)
             latencies = echoes(sockets, scale.short, b"hello, world")
+            used = measure.cpu(running) - used
         yield Figure(ECHOES, len(latencies) / scale.short)
         yield Figure(ECHO_P50, percentile(latencies, 0.5))
         yield Figure(ECHO_P99, percentile(latencies, 0.99))
+        yield Figure(CPU, used / max(1, len(latencies)) * 1e6)
         yield from watch.figures()
