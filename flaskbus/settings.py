@@ -270,7 +270,9 @@ class AgentSettings(CommonSettings):
     )
     workers: int = knob(1, "Agent processes.", PROCESS, short="-w", least=1)
     threads: int = knob(4, "Requests that one process runs at a time.", PROCESS, short="-t", least=1)
-    streams: int = knob(100, "Streams and WebSockets that one process runs beside its threads.", PROCESS, least=0)
+    streams: int = knob(
+        100, "Streams and WebSockets that one process runs beside its threads.", PROCESS, least=0
+    )
     chdir: str = knob(
         "",
         "Directory to change to before the app is imported.",

@@ -147,7 +147,9 @@ class Client:
         if protocol.parser_exc is not None and sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
             return Closed(int(sent.code), "the app's message is too big")
         failed = protocol.parser_exc is not None or protocol.handshake_exc is not None
-        return Closed(int(CloseCode.ABNORMAL_CLOSURE), "") if failed or protocol.state is State.CLOSED else None
+        return (
+            Closed(int(CloseCode.ABNORMAL_CLOSURE), "") if failed or protocol.state is State.CLOSED else None
+        )
 
 
 def _may_be_sent(code: int) -> bool:
