@@ -112,11 +112,13 @@ class TestAudience:
     def test_what_was_due_and_who_had_it(self, port: int) -> None:
         with closing(Audience()) as audience:
             audience.join(port, "/ticks/4/50", 3)
-            audience.listen(0.5)
+            while audience.open or len(audience.firsts) < 3:
+                audience.listen(0.05)
         whole = audience.whole()
-        assert len(audience.later) == 4
         assert all(due % 50_000_000 == 0 for due in audience.later)
-        assert all(len(each) == 3 for each in audience.later.values())
+        # They may have begun on both sides of such a moment.
+        assert sum(len(each) for each in audience.later.values()) == 3 * 4
+        assert all(1 <= len(each) <= 3 for each in audience.later.values())
         assert all(latency >= 0 for each in audience.later.values() for latency in each)
         assert list(whole) == []  # all are at their end
         assert audience.open == 0
