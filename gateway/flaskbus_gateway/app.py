@@ -29,7 +29,7 @@ from flaskbus_gateway.http import (
     stated_length,
 )
 from flaskbus_gateway.switchboard import Switchboard
-from flaskbus_gateway.websocket import ANSWER_BODY, Origins, WebSocket, begin_answer
+from flaskbus_gateway.websocket import ANSWER_BODY, Origins, WebSocket, as_request, begin_answer
 
 log = logging.getLogger("flaskbus.gateway")
 
@@ -185,7 +185,7 @@ class Gateway:
         socket: WebSocket | None = None
         answered = False
         try:
-            state, request = await self._accept(board, {**scope, "method": "GET"}, receive)
+            state, request = await self._accept(board, as_request(scope), receive)
             exchange = Exchange(board, state, replace(request, inbound=WEBSOCKET))
             board.open(exchange)
             socket = WebSocket(exchange, scope, receive, send, self.settings.message_limit)

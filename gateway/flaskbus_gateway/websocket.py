@@ -64,6 +64,15 @@ def _split(origin: str) -> tuple[str, str]:
     return scheme, host.removesuffix(_PORTS.get(scheme, ""))
 
 
+def as_request(scope: Scope) -> Scope:
+    """A handshake's scope, as that of the request that it is."""
+    headers = list(scope["headers"])
+    if scope.get("subprotocols") and not any(name == _PROTOCOL for name, _ in headers):
+        # Some servers take the header for themselves.
+        headers.append((_PROTOCOL, ", ".join(scope["subprotocols"]).encode("latin-1")))
+    return {**scope, "method": "GET", "headers": headers}
+
+
 class WebSocket:
     """Relays one WebSocket between ASGI and an exchange. ``limit``: largest message of the app in bytes."""
 

@@ -25,6 +25,9 @@ from tests.integration.fleet import eventually
 ROOT = Path(__file__).parents[2]
 CASES = 517
 
+AGAIN = 2
+"""How often cases with another verdict are tried again."""
+
 FINE: set[str | int | None] = {"OK", "NON-STRICT", "INFORMATIONAL"}
 """Verdicts of a server that keeps the rules; NON-STRICT is within them."""
 
@@ -82,7 +85,13 @@ def compare(folder: Path, cases: Sequence[str]) -> Verdicts:
         direct = drive(url, cases)
     with through_the_bus(folder) as url:
         bus = drive(url, cases)
-    different = {case: (direct[case], bus.get(case)) for case in direct if direct[case] != bus.get(case)}
+        # Most cases give a server one second, and a machine that runs tests may have better things to do.
+        for _ in range(AGAIN):
+            if late := [case for case, verdict in direct.items() if bus.get(case) != verdict]:
+                bus |= drive(url, late)
+    different = {
+        case: (verdict, bus.get(case)) for case, verdict in direct.items() if bus.get(case) != verdict
+    }
     assert not different, "case: without the bus, through it"
     broken = {case: verdict for case, verdict in bus.items() if not {*verdict[:2]} <= FINE}
     assert not {case: verdict for case, verdict in broken.items() if not case.startswith(COMPRESSION)}

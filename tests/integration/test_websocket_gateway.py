@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import simple_websocket
+import trustme
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -22,8 +27,9 @@ from flaskbus.keys import Keys
 from flaskbus.registry import AgentRecord, Registry
 from flaskbus.routing import Mount
 from flaskbus.testing import Bus, running_bus
+from tests.conftest import Broker, free_port
 from tests.integration.clients import Got, Sent, by_httpx
-from tests.integration.fleet import eventually
+from tests.integration.fleet import Fleet, eventually
 from tests.integration.websocket_client import (
     BINARY,
     CLOSE,
@@ -579,3 +585,123 @@ class TestFrames:
             eventually(lambda: site.closed, "all of it")
         assert site.seen == [str(number) for number in range(1000)]
         assert site.closed == [(1000, "")]
+
+
+class TestAccessLog:
+    def test_a_line_for_each(self, broker: Broker, tmp_path: Path) -> None:
+        with Fleet(tmp_path, broker.url) as fleet:
+            gateway, address = fleet.gateway("--access-log", "-")
+            with Bus(address, broker.url).mount(Site(), "/site") as url:
+                with Raw(f"{url}/echo?a=b") as raw:
+                    raw.opened()
+                    raw.send(TEXT, "x" * 100)
+                    assert raw.receive() == (TEXT, b"x" * 100)
+                    raw.goodbye()
+                with Raw(f"{url}/answer/404") as raw:
+                    raw.answer()
+                with Raw(f"{url}/echo", "Origin: null") as raw:
+                    raw.answer()
+                eventually(lambda: gateway.log().count('"GET /site/') == 3, gateway.log())
+        lines = [line for line in gateway.log().splitlines() if '"GET /site/' in line]
+        assert '"GET /site/echo?a=b HTTP/1.1" 101 100 ' in lines[0]
+        assert '"GET /site/answer/404 HTTP/1.1" 404 13 ' in lines[1]
+        assert '"GET /site/echo HTTP/1.1" 403 ' in lines[2]
+
+
+class TestTls:
+    def test_over_tls(self, broker: Broker, tmp_path: Path) -> None:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("127.0.0.1")
+        file = tmp_path / "gateway.pem"
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(file))
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with (
+            Fleet(tmp_path, broker.url) as fleet,
+            Bus(fleet.gateway("--certfile", str(file))[1].replace("http", "https"), broker.url).mount(
+                site := Site(), "/site"
+            ) as url,
+        ):
+            with opened(f"{url}/environ", ssl=context, origin=url.removesuffix("/site")) as client:
+                assert json.loads(client.recv())["wsgi.url_scheme"] == "https"
+            with opened(f"{url}/echo", ssl=context) as client:
+                data = os.urandom(3 << 20)
+                client.send(data)
+                assert client.recv() == data
+                began = time.monotonic()
+                client.close(3000, "bye")
+                assert time.monotonic() - began < 0.9  # not by a time-out
+            with opened(f"{url}/silent", ssl=context) as client:
+                client.socket.sendall(b"junk")  # no TLS: the connection breaks
+                eventually(lambda: site.closed)
+            at_rest(broker.url)
+
+
+@pytest.fixture(scope="module", params=["websockets", "wsproto"])
+def uvicorn(
+    request: pytest.FixtureRequest, bus: Bus, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The gateway under another ASGI server, with each of its implementations of WebSocket."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("uvicorn") / "log"
+    program = [
+        sys.executable, "-m", "uvicorn", "flaskbus_gateway.asgi:app", "--no-proxy-headers", "--lifespan", "on",
+        "--ws", request.param, "--port", str(port),
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            program, env=os.environ | {"FLASKBUS_REDIS_URL": bus.broker_url}, stdout=output, stderr=output
+        )
+    try:
+        eventually(lambda: b"Uvicorn running" in log.read_bytes() or process.poll() is not None)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+    # Its websockets implementation is of that library's past.
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+class TestAnotherServer:
+    def test_messages(self, uvicorn: str, bus: Bus, site: Site) -> None:
+        with opened(f"{uvicorn}/site/echo", subprotocols=["soup"]) as client:
+            assert client.subprotocol == "soup"
+            for message in ("text \u20ac", b"bytes", "", b"", os.urandom(1 << 20), "\u20ac" * 100_000):
+                client.send(message)
+                assert client.recv() == message
+        at_rest(bus.broker_url)
+
+    @pytest.mark.parametrize("code", [1000, 1001, 3000, 1005])
+    def test_codes(self, uvicorn: str, bus: Bus, site: Site, code: int) -> None:
+        with Raw(f"{uvicorn}/site/silent") as raw:
+            raw.opened()
+            raw.send(CLOSE, b"" if code == 1005 else closing(code, b"bye"))
+            raw.closed()
+        assert eventually(lambda: site.closed)[0][0] == code
+        if code != 1005:
+            with Raw(f"{uvicorn}/site/close/{code}") as raw:
+                assert raw.opened().closed() == (code, "as asked")
+        at_rest(bus.broker_url)
+
+    def test_a_client_that_vanishes(self, uvicorn: str, bus: Bus, site: Site) -> None:
+        for path in ("silent", "slow"):
+            raw = Raw(f"{uvicorn}/site/{path}")
+            if path == "silent":
+                raw.opened()
+            else:
+                eventually(lambda: site.seen)
+            raw.vanish()
+            site.go.set()
+            if path == "silent":
+                eventually(lambda: site.closed)
+            at_rest(bus.broker_url)
+
+    def test_answers(self, uvicorn: str, bus: Bus, site: Site) -> None:
+        with Raw(f"{uvicorn}/site/answer/404") as raw:
+            got = raw.answer()
+        assert (got.status, got.body, got.values("set-cookie")) == (404, b"the app's own", ["a=1", "b=2"])
+        with Raw(f"{uvicorn}/nowhere") as raw:
+            refused(raw.answer(), 404, "unknown-mount")
+        with Raw(f"{uvicorn}/site/echo", "Origin: https://evil.example") as raw:
+            refused(raw.answer(), 403, "foreign-origin")
+        at_rest(bus.broker_url)

@@ -67,7 +67,7 @@ class Raw:
             "Sec-WebSocket-Key": KEY,
         }
         changed = {line.partition(":")[0].lower() for line in (*lines, without)}
-        head = [f"{method} {parts.path or '/'} {version}"]
+        head = [f"{method} {parts.path or '/'}{parts.query and '?' + parts.query} {version}"]
         head += [f"{name}: {value}" for name, value in standard.items() if name.lower() not in changed]
         self.sock.sendall("\r\n".join([*head, *lines, "", ""]).encode("latin-1") + after)
         self._buffer = b""
