@@ -68,7 +68,7 @@ $(VENV)/.test: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.test
-	$(INSTALL) --group deploy
+	$(INSTALL) --group deploy --group protocols
 	@touch $@
 
 # Its own: what the other servers need does not always go with what the tests need.
