@@ -341,13 +341,22 @@ class Exchange:
             await inbound.push_body(
                 receive, received=received, limit=settings.body_limit, timeout=settings.body_timeout
             )
-        except ClientLeft:
+        except ClientLeft as error:
+            await inbound.push_failure(error)
             self.abandon()
         except errors.BusError as error:
+            if self.has_head:
+                # It is late to answer otherwise, and the app may not want the rest.
+                await inbound.push_failure(error)
+                then()
+                return
             outcome = await self.withdraw()
             if outcome == "finished":
                 self.look()  # the app did not wait for the rest, and its answer is there
                 return
+            if outcome == "delivered":
+                # Not before: an app may answer that its read failed, and this is for the client to hear from us.
+                await inbound.push_failure(error)
             if outcome != "undelivered" or self.earlier_runs or self.doubtful:
                 error.executed = "unknown"
             self.fail(error)

@@ -135,17 +135,9 @@ class Inbound:
         """The rest of a request's body: what ``receive`` (ASGI) gives.
 
         ``received`` is how many bytes went before, in the entry; ``limit`` in bytes, ``timeout`` in seconds. Raises
-        :class:`~flaskbus.errors.BodyTimeout`, :class:`~flaskbus.errors.BodyTooLarge` and :class:`ClientLeft`; for
-        the agent the frames end with a failure then.
+        :class:`~flaskbus.errors.BodyTimeout`, :class:`~flaskbus.errors.BodyTooLarge` and :class:`ClientLeft`; the
+        frames then have no end yet (:meth:`push_failure`).
         """
-        try:
-            await self._pump(receive, received, limit, timeout)
-        except (errors.BodyTimeout, errors.BodyTooLarge, ClientLeft) as error:
-            code = error.code if isinstance(error, errors.BusError) else GONE
-            await self._add(partial(Failure, INBOUND, code=code, detail=str(error)))
-            raise
-
-    async def _pump(self, receive: Receive, received: int, limit: int, timeout: float) -> None:
         now = self._link.loop.time
         patience, more = Patience(timeout), True
         while more:
@@ -166,6 +158,11 @@ class Inbound:
                 part = data[start : start + wire.MAX_CHUNK]
                 await self.push(partial(Chunk, INBOUND, data=part))
         await self._add(partial(End, INBOUND))
+
+    async def push_failure(self, error: errors.BusError | ClientLeft) -> None:
+        """The end of a body that is not whole, and why: the app's read of it fails."""
+        code = error.code if isinstance(error, errors.BusError) else GONE
+        await self._add(partial(Failure, INBOUND, code=code, detail=str(error)))
 
     async def push_messages(self, receive: Receive) -> tuple[int, str]:
         """The messages of a WebSocket, until its client closes it or is gone: the code and the reason.

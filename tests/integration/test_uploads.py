@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -64,6 +64,14 @@ def uploads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
             raise
         start_response("200 OK", [TEXT])
         return [f"{length} {digest.hexdigest()}".encode()]
+    if path == "/forgive":
+        try:
+            while body.read(10_000):
+                pass
+        except OSError:
+            seen.append("forgiven")
+        start_response("200 OK", [TEXT])
+        return [b"never mind"]
     if path == "/echo":
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
         return iter(lambda: body.read(2048), b"")
@@ -263,6 +271,31 @@ def test_who_stops_sending_gets_408(mount: str, sent: int, framing: str) -> None
         assert headers["connection"] == "close"
         assert b'"executed": "unknown"' in body
     eventually(lambda: seen and seen[-1].startswith("OSError after"), "the app's read fails")
+
+
+def test_408_is_for_the_client_whatever_the_app_makes_of_its_broken_read(mount: str) -> None:
+    """Also an app that catches the error, and answers at once."""
+    with ExitStack() as stack:
+        socks = [stack.enter_context(request(mount, CHUNKED, path="/forgive")) for _ in range(12)]
+        for sock in socks:
+            sock.sendall(chunk(b"x"))
+        assert [answer(sock)[0] for sock in socks] == [408] * len(socks)
+    eventually(lambda: seen == ["forgiven"] * len(socks), "each app is told")
+
+
+def test_who_stops_sending_after_the_head_of_the_answer(mount: str) -> None:
+    """An app that reads on is told, and its answer breaks off; one that does not want the rest goes on."""
+    with request(mount, CHUNKED, path="/echo") as sock:
+        sock.sendall(chunk(b"x" * 2048))
+        got = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert got.startswith(b"HTTP/1.1 200")
+        assert not got.endswith(b"0\r\n\r\n")
+    with request(mount, f"Content-Length: {len(BIG)}", path="/endless") as sock:
+        end = time.monotonic() + 2 * BODY_TIMEOUT
+        while time.monotonic() < end:
+            assert sock.recv(65536)
+        assert seen == []
+    eventually(lambda: seen == ["closed"], "the end of its client is seen all the same", 10.0)
 
 
 def test_a_small_body_that_does_not_come_never_reaches_the_app(mount: str) -> None:
