@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaskbus_gateway.deadlines import Deadlines
+from flaskbus_gateway.deadlines import SLOWEST, Deadlines, Patience
 
 
 def test_due_once_and_in_order() -> None:
@@ -64,3 +64,23 @@ def test_against_a_plain_dict(steps: list[tuple[str, int, int]]) -> None:
             assert set(deadlines.take_due(now)) == due
             for item in due:
                 del expected[item]
+
+
+def test_patience_ends_with_who_stops() -> None:
+    patience = Patience(10.0)
+    assert patience.left == 10.0
+    patience.spent(4.0, 0)
+    assert patience.left == 6.0
+    patience.spent(6.0, 0)
+    assert patience.left == 0.0
+
+
+def test_what_a_client_sends_brings_some_of_it_back() -> None:
+    patience = Patience(10.0)
+    patience.spent(4.0, 2 * SLOWEST)
+    assert patience.left == 8.0
+    patience.spent(1.0, 100 * SLOWEST)
+    assert patience.left == 10.0  # never more
+    for _ in range(10):
+        patience.spent(1.0, 1)  # who drips is not waited for much longer
+    assert patience.left < 0.1

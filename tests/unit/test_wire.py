@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flaskbus import wire
 from flaskbus.errors import WireError
-from flaskbus.messages import Chunk, End, Failure, Frame, Head, Reply, Request, Ring
+from flaskbus.messages import Chunk, Close, End, Failure, Frame, Head, Message, Reply, Request, Ring
 
 FRAMES: list[tuple[Frame, list[Any]]] = [
     (Head(1, 0, 200, ((b"X-Name", b"value"),), "ag"), [2, 1, 1, 0, 200, [b"X-Name", b"value"], "ag"]),
@@ -22,6 +22,8 @@ FRAMES: list[tuple[Frame, list[Any]]] = [
     (End(1, 9), [2, 3, 1, 9]),
     (Failure(3, 0, "app-error", "it raised"), [2, 4, 3, 0, "app-error", "it raised"]),
     (Reply(1, 0, 404, ((b"a", b"1"), (b"a", b"2")), b"no"), [2, 5, 1, 0, 404, [b"a", b"1", b"a", b"2"], b"no"]),
+    (Message(0, 3, True, False, b"caf\xc3"), [2, 6, 0, 3, True, False, b"caf\xc3"]),
+    (Close(0, 4, 1001, "bye"), [2, 7, 0, 4, 1001, "bye"]),
 ]  # fmt: skip
 
 REQUEST = Request(
@@ -50,6 +52,8 @@ frames = st.one_of(
     st.builds(End, number, number),
     st.builds(Failure, number, number, st.text(max_size=40), st.text(max_size=200)),
     st.builds(Reply, number, number, st.integers(200, 999), headers, st.binary(max_size=500)),
+    st.builds(Message, number, number, st.booleans(), st.booleans(), st.binary(max_size=500)),
+    st.builds(Close, number, number, number, st.text(max_size=40)),
 )
 ascii_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
 address = st.tuples(st.text(max_size=40), st.integers(0, 65535))
@@ -70,6 +74,7 @@ requests = st.builds(
     traceparent=st.text(st.characters(max_codepoint=127), max_size=60),
     attempt=st.integers(1, 99),
     idempotency=st.from_regex(r"([0-9a-f]{64})?", fullmatch=True),
+    inbound=st.sampled_from(["", "body", "websocket"]),
 )
 
 
@@ -246,10 +251,16 @@ class TestRings:
             (b"a1,a2", Ring(("a1", "a2"))),
             (b"a1 \x95 x", Ring(("a1",), b"\x95 x")),
             (b"a1 ", Ring(("a1",), b"")),
+            (b"a1@host-7-ab", Ring(("a1",), taker="host-7-ab")),
         ],
     )
     def test_decode(self, message: bytes, ring: Ring) -> None:
         assert wire.decode_ring(message) == ring
+
+    @given(st.from_regex(r"[A-Za-z0-9_.-]{1,80}", fullmatch=True), st.binary(max_size=50))
+    def test_there_and_back(self, name: str, element: bytes) -> None:
+        assert wire.decode_ring(wire.encode_ring(name, element)) == Ring((name,), element or None)
+        assert wire.decode_ring(wire.encode_taken(name, "ag").encode()) == Ring((name,), taker="ag")
 
     def test_not_ours(self) -> None:
         with pytest.raises(WireError):

@@ -20,7 +20,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from flaskbus.messages import Headers, Request
 from flaskbus.wire import MAX_CHUNK
-from flaskbus_agent.wsgi import APP_ERROR, Cancelled, build_environ, respond
+from flaskbus_agent.wsgi import APP_ERROR, Cancelled, ClientDisconnected, build_environ, respond
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -572,6 +572,15 @@ def test_the_500_of_a_head_request_has_no_body() -> None:
     ((_, status, headers, body),) = run(answering(Body(ValueError())), "HEAD")
     assert (status, body) == (500, b"")
     assert int(dict(headers)[b"Content-Length"]) > 0
+
+
+def test_a_body_that_breaks_off_is_no_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert_500(run(answering(Body(ClientDisconnected("the client went away")))))
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "the body broke off: the client went away" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_start_response_twice(caplog: pytest.LogCaptureFixture) -> None:
