@@ -143,7 +143,7 @@ class Runner:
                 outbox.finish([Failure(request.attempt, 0, NOT_RUN, reason)])
                 return Ending.SETTLED
             if request.inbound == WEBSOCKET and not outbox.become_stream():
-                self._refuse(request, outbox)
+                self._refuse(request, outbox, f"it has as many as it takes ({self.settings.streams})")
                 return Ending.SETTLED
             ran = True
             environ = build_environ(
@@ -187,7 +187,17 @@ class Runner:
         """Run an app that may take the handshake: it finds a socket where werkzeug's server puts one."""
         offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
         names = [name for item in offered.split(",") if (name := item.strip())]
-        line = Line(outbox, entry.served.keys.inbound(request.id), names, self.settings.message_limit)
+        line: Line | None = None
+        try:
+            line = Line(outbox, entry.served.keys.inbound(request.id), names, self.settings.message_limit)
+            self.bridge.add(line)
+        except (OSError, RuntimeError) as error:
+            if line is not None:
+                line.end_app()
+                line.hang_up()
+            log.error("no room for a WebSocket: %s", error)
+            self._refuse(request, outbox, f"there is no file or no thread for it: {error}")
+            return
         environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)  # they are the client's with the gateway
         environ |= {
             "HTTP_CONNECTION": "Upgrade",
@@ -195,7 +205,6 @@ class Runner:
             "HTTP_SEC_WEBSOCKET_KEY": line.client.key,
             "werkzeug.socket": line.apps,
         }
-        self.bridge.add(line)
         try:
             respond(line.quiet(entry.served.app), environ, LineSink(line), method=request.method)
         finally:
@@ -204,10 +213,10 @@ class Runner:
                 self.bridge.end(line)
             line.over.wait()
 
-    def _refuse(self, request: Request, outbox: Outbox) -> None:
+    def _refuse(self, request: Request, outbox: Outbox, why: str) -> None:
         """A WebSocket is one too many. It would keep a request thread for as long as it likes."""
         error = StreamsFull(
-            f"this agent process has as many streams and WebSockets as it takes ({self.settings.streams})",
+            f"this agent process takes no more streams and WebSockets: {why}",
             retry_after=5,
             executed="unknown" if request.attempt > 1 else None,
         )

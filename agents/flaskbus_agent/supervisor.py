@@ -26,6 +26,7 @@ from gunicorn.pidfile import Pidfile
 from flaskbus.broker import mask
 from flaskbus.errors import AppImportError, StartError
 from flaskbus.forking import signals_held
+from flaskbus.rlimit import raise_file_limit
 from flaskbus.settings import AgentSettings
 from flaskbus_agent import reloader
 from flaskbus_agent.heartbeat import Heartbeat, Member, MountedApp, Preloader
@@ -39,6 +40,8 @@ MARGIN = 2.0
 """Seconds that a worker gets past ``graceful_timeout``, to say itself what it cuts off."""
 SPAWN_BACKOFF = 30.0
 """Longest pause in seconds before a worker that could not start is tried again."""
+WEBSOCKET_FILES = 3
+"""Two ends of a pair of sockets, and what simple-websocket waits with."""
 
 
 def run(settings: AgentSettings, mounted: Sequence[MountedApp]) -> NoReturn:
@@ -46,6 +49,7 @@ def run(settings: AgentSettings, mounted: Sequence[MountedApp]) -> NoReturn:
 
     Raises :class:`~flaskbus.errors.StartError` where the pid file cannot be written.
     """
+    raise_file_limit(WEBSOCKET_FILES * settings.streams)
     try:
         Supervisor(AgentApplication(settings, mounted)).run()
     except RuntimeError as error:

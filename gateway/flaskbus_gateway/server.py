@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +26,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from flaskbus.broker import mask
 from flaskbus.errors import OperatorError, StartError
 from flaskbus.forking import signals_held
+from flaskbus.rlimit import raise_file_limit
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.listening import bind_address, check_tls, listen, url
 from flaskbus_gateway.worker import Worker
@@ -63,7 +63,7 @@ def serve(
     """
     check_tls(settings)
     application = Application(settings, factory, reread or (lambda: settings))
-    _raise_file_limit(settings.open_limit)
+    raise_file_limit(settings.open_limit)
     try:
         arbiter = GatewayArbiter(application, Files([*watch, *_own_code()]) if settings.reload else None)
         arbiter.run()
@@ -128,15 +128,6 @@ def gunicorn_config(settings: GatewaySettings) -> dict[str, Any]:
         "http_parser": "python",
         "control_socket_disable": True,
     }
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Let a process have as many files as it may have connections, where that is allowed."""
-    wanted = connections + 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 # The arbiter

@@ -117,6 +117,12 @@ ATTACKS2 = [
         "this is no proxy",
     ),
     Attack2(
+        "a tunnel for a WebSocket",
+        fields((b":protocol", b"websocket"), (b"sec-websocket-version", b"13"), method=b"CONNECT"),
+        "400",
+        "not offered in SETTINGS (RFC 8441 section 3)",
+    ),
+    Attack2(
         "another scheme", fields(scheme=b"javascript"), REACHED, "the app is told http or https, nothing else"
     ),
     Attack2("a name with an underscore", fields((b"x_user", b"root")), REACHED, "as over HTTP/1"),

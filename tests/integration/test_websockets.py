@@ -43,7 +43,7 @@ class Place:
     url: str
     broker: Broker
 
-    def agent(self, prefix: str, *options: str, app: str = APP, **environ: str) -> Program:
+    def agent(self, prefix: str, *options: str, app: str = APP, **environ: Any) -> Program:
         """An agent whose app answers."""
         agent = self.fleet.start(
             "agent", "flaskbus_agent", f"{app}={prefix}",
@@ -400,6 +400,11 @@ class TestEnds:
         agent.end()
 
 
+def limited(limits: str) -> list[str]:
+    """A command that runs another one with less than the system allows."""
+    return ["sh", "-c", f'ulimit {limits}; exec "$@"', "sh"]
+
+
 def vanish(client: ClientConnection) -> None:
     """Without a word."""
     with suppress(OSError):  # its library may have closed it, as it timed out
@@ -533,6 +538,44 @@ class TestBudget:
                 return False
 
         eventually(there_is_room, "places are free again")
+        agent.end()
+
+    def test_an_agent_asks_for_the_files_that_its_budget_takes(self, place: Place) -> None:
+        agent = place.agent("/files", "--streams", "120", inside=limited("-Sn 128"))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(place.open("/files/echo")) for _ in range(100)]
+            for client in clients:
+                client.send("x")
+            assert {client.recv(timeout=20) for client in clients} == {"x"}
+        agent.end()
+
+    def test_a_websocket_for_which_there_is_no_file_is_503(self, place: Place) -> None:
+        agent = place.agent("/nofile", "--streams", "120", inside=limited("-n 64"))
+        with ExitStack() as stack:
+            clients: list[ClientConnection] = []
+
+            def one_more() -> None:
+                clients.append(stack.enter_context(place.open("/nofile/echo")))
+
+            for _ in range(5):
+                one_more()
+            with pytest.raises(InvalidStatus) as caught:
+                for _ in range(64):
+                    one_more()
+            assert caught.value.response.status_code == 503
+            assert b"streams-full" in bytes(caught.value.response.body or b"")
+            for client in clients:  # which go on
+                client.send("x")
+                assert client.recv(timeout=20) == "x"
+            clients.pop().close()
+
+            def there_is_room() -> bool:
+                with suppress(InvalidStatus), place.open("/nofile/echo") as client:
+                    client.send("x")
+                    return client.recv(timeout=20) == "x"
+                return False
+
+            eventually(there_is_room, "its files are free again")
         agent.end()
 
     @pytest.mark.slow
