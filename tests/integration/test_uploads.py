@@ -7,12 +7,13 @@ import hashlib
 import http.client
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from flaskbus import embedded
 from flaskbus.broker import connect
 from flaskbus.signing import make_key
 from flaskbus.testing import Bus, running_bus
-from flaskbus.wire import MAX_BODY, MAX_INLINE
+from flaskbus.wire import MAX_BODY, MAX_CHUNK, MAX_INLINE
 from tests.conftest import free_port
 from tests.integration.fleet import eventually
 
@@ -421,6 +422,188 @@ def test_signed_uploads(bus: Bus) -> None:
         signing.mount(uploads, "/signed", signing_key=make_key(secret, "flaskbus", "/signed")) as url,
     ):
         assert httpx.post(f"{url}/digest", content=BIG).content == digest(BIG)
+
+
+# Slow clients
+
+DRIPS = 4
+
+
+@contextmanager
+def drips(url: str) -> Iterator[list[socket.socket]]:
+    """As many uploads as a small agent has threads, of which an app has the first part and waits for the next."""
+    with ExitStack() as stack:
+        socks = [stack.enter_context(request(url, CHUNKED, path="/digest")) for _ in range(DRIPS)]
+        for sock in socks:
+            sock.sendall(chunk(BIG[:10_000]))
+        yield socks
+
+
+def finish(socks: list[socket.socket]) -> None:
+    for sock in socks:
+        sock.sendall(chunk(b"y") + b"0\r\n\r\n")
+    assert [answer(sock)[::2] for sock in socks] == [(200, digest(BIG[:10_000] + b"y"))] * len(socks)
+
+
+def test_uploads_that_drip_do_not_stop_an_agent_of_as_many_threads(bus: Bus) -> None:
+    with (
+        running_bus(bus.broker_url) as patient,
+        patient.mount(uploads, "/drip", threads=DRIPS) as url,
+        drips(url) as socks,
+    ):
+        eventually(lambda: seen == ["part 10000"] * DRIPS, "every app has begun")
+        for _ in range(20):
+            assert httpx.post(f"{url}/ignore").content == b"ignored"
+        finish(socks)
+        for _ in range(20):
+            assert httpx.post(f"{url}/digest", content=BIG).content == digest(BIG)
+
+
+def test_without_a_budget_for_streams_they_do(bus: Bus) -> None:
+    """It is the budget that lets the others go on: what is beyond it keeps its thread."""
+    with (
+        running_bus(bus.broker_url) as patient,
+        patient.mount(uploads, "/drip", threads=DRIPS, streams=0) as url,
+        drips(url) as socks,
+    ):
+        eventually(lambda: seen == ["part 10000"] * DRIPS, "every app has begun")
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/ignore", timeout=1.0)
+        finish(socks)
+        assert httpx.post(f"{url}/ignore").content == b"ignored"
+
+
+def test_a_body_that_is_small_and_drips_is_no_agents_concern(bus: Bus) -> None:
+    """Its length is known, and so it is sent when it is whole."""
+    with (
+        running_bus(bus.broker_url) as patient,
+        patient.mount(uploads, "/drip", threads=1, streams=0) as url,
+        request(url, "Content-Length: 2", path="/digest") as sock,
+    ):
+        sock.sendall(b"x")
+        assert httpx.post(f"{url}/ignore").content == b"ignored"
+        assert seen == []
+        sock.sendall(b"y")
+        assert answer(sock)[::2] == (200, digest(b"xy"))
+
+
+def test_no_more_than_a_window_waits_in_the_broker(mount: str, bus: Bus) -> None:
+    with (
+        connect(bus.broker_url) as client,
+        request(mount, f"Content-Length: {BODY_LIMIT}", path="/paused") as sock,
+    ):
+
+        def waits() -> int:
+            return sum(
+                len(each) for key in client.scan_iter("*:inbound:*") for each in client.lrange(key, 0, -1)
+            )
+
+        threading.Thread(target=sock.sendall, args=(bytes(BODY_LIMIT),), daemon=True).start()
+        eventually(lambda: waits() >= WINDOW, "the window is full")
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            assert waits() < WINDOW + MAX_CHUNK + 1024
+        (entry,) = client.xrange("flaskbus:{/up}:requests")
+        assert MAX_INLINE <= sum(map(len, entry[1].values())) < MAX_INLINE + MAX_CHUNK + 4096
+        release.set()
+        assert answer(sock)[::2] == (200, str(BODY_LIMIT).encode())
+
+
+# Clients that vanish
+
+PHASES = {
+    "after a header with a length": ("Content-Length: {size}", 0),
+    "after a header that says chunked": (CHUNKED, 0),
+    "with the first part of a small body": ("Content-Length: 5000", 4999),
+    "with the first part of a large one": ("Content-Length: {size}", 1000),
+    "with the first chunk": (CHUNKED, 1000),
+    "one byte before the threshold": ("Content-Length: {size}", MAX_INLINE - 1),
+    "at the threshold": ("Content-Length: {size}", MAX_INLINE),
+    "one byte after it": ("Content-Length: {size}", MAX_INLINE + 1),
+    "at the threshold, with chunks": (CHUNKED, MAX_INLINE),
+    "in the middle": ("Content-Length: {size}", BODY_LIMIT // 2),
+    "in the middle, with chunks": (CHUNKED, BODY_LIMIT // 2),
+    "before the last byte": ("Content-Length: {size}", BODY_LIMIT - 1),
+    "before the last chunk": (CHUNKED, BODY_LIMIT),
+}
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_that_vanishes(mount: str, direct: str, phase: str, reset: bool) -> None:
+    """An app that has begun is told by an error, and never takes a part for the whole; then others are served.
+
+    Under gunicorn's threads only chunks break off with an error: a body with a length is just shorter there.
+    """
+    framing, size = PHASES[phase]
+    for url in both(mount, direct):
+        with request(url, framing.format(size=BODY_LIMIT), path="/digest") as sock:
+            for at in range(0, size, 50_000):
+                part = bytes(min(50_000, size - at))
+                sock.sendall(chunk(part) if framing == CHUNKED else part)
+            if url == mount and size > MAX_INLINE:
+                eventually(lambda: seen, "the app has begun")
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert httpx.post(f"{url}/digest", content=DATA).content == digest(DATA)
+    began = [what for what in seen if what.startswith("part")]
+    if size > MAX_INLINE:
+        assert len(began) > len(DATA) / 10_000
+    eventually(
+        lambda: size <= MAX_INLINE or sum(what.startswith("OSError") for what in seen) == 1, "it is told"
+    )
+
+
+@pytest.mark.parametrize("path", ["/digest", "/echo", "/endless"])
+def test_a_client_that_vanishes_when_all_was_sent(mount: str, direct: str, path: str) -> None:
+    for url in both(mount, direct):
+        with request(url, f"Content-Length: {len(BIG)}", path=path) as sock:
+            threading.Thread(target=send_quietly, args=(sock, BIG), daemon=True).start()
+            if path != "/digest":
+                assert sock.recv(1)
+        assert httpx.post(f"{url}/digest", content=DATA).content == digest(DATA)
+
+
+def send_quietly(sock: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        sock.sendall(data)
+
+
+# Lengths that lie
+
+LIES: dict[str, tuple[Any, ...]] = {
+    "a length and chunks": (400, f"Content-Length: {len(BIG)}", CHUNKED),
+    "chunks and a length": (400, CHUNKED, f"Content-Length: {len(BIG)}"),
+    "two lengths": (400, f"Content-Length: {len(BIG)}", f"Content-Length: {len(BIG) - 1}"),
+    "a list": (400, f"Content-Length: {len(BIG)}, {len(BIG)}"),
+    "negative": (400, f"Content-Length: -{len(BIG)}"),
+    "signed": (400, f"Content-Length: +{len(BIG)}"),
+    "a fraction": (400, f"Content-Length: {len(BIG)}.0"),
+    "no number": (400, "Content-Length: all of it"),
+    "empty": (400, "Content-Length: "),
+    "chunked twice": (400, "Transfer-Encoding: chunked, chunked"),
+    "compressed by the transfer": (501, "Transfer-Encoding: gzip, chunked"),
+    "5,000 digits": (400, f"Content-Length: {'9' * 5000}"),
+    "more than 64 bits": (413, f"Content-Length: {2**64 + len(BIG)}"),
+    "as large as a length can be": (413, f"Content-Length: {2**63 - 1}"),
+    "one more than is taken": (413, f"Content-Length: {BODY_LIMIT + 1}"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_length_that_can_be_told_to_lie_is_refused_before_anything_is_queued(
+    mount: str, bus: Bus, lie: str
+) -> None:
+    refusal, *lines = LIES[lie]
+    with connect(bus.broker_url) as client:
+        before = client.info("commandstats").get("cmdstat_xadd", {}).get("calls", 0)
+        with request(mount, *lines, path="/digest") as sock:
+            threading.Thread(target=send_quietly, args=(sock, BIG), daemon=True).start()
+            status, headers, body = answer(sock)
+        assert (status, headers["connection"]) == (refusal, "close")
+        assert b'"executed": "no"' in body
+        assert client.info("commandstats").get("cmdstat_xadd", {}).get("calls", 0) == before
+    assert seen == []
 
 
 # What PEP 3333 says of wsgi.input
