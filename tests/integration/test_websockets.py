@@ -554,14 +554,12 @@ class TestBudget:
         with ExitStack() as stack:
             clients: list[ClientConnection] = []
 
-            def one_more() -> None:
-                clients.append(stack.enter_context(place.open("/nofile/echo")))
+            def add(count: int) -> None:
+                clients.extend(stack.enter_context(place.open("/nofile/echo")) for _ in range(count))
 
-            for _ in range(5):
-                one_more()
+            add(5)
             with pytest.raises(InvalidStatus) as caught:
-                for _ in range(64):
-                    one_more()
+                add(64)
             assert caught.value.response.status_code == 503
             assert b"streams-full" in bytes(caught.value.response.body or b"")
             for client in clients:  # which go on
@@ -601,7 +599,8 @@ class TestBudget:
             for client in clients:
                 client.send("x")
             assert {client.recv(timeout=20) for client in clients} == {"x"}
-            assert connections() == before
+            # Some are opened when they are first needed, but none for an exchange.
+            assert connections() <= before + 4
         agent.end()
 
 
