@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
+from functools import partial
 
 from flaskbus import errors, wire
 from flaskbus.boundaries import Boundaries, boundaries
@@ -191,7 +192,7 @@ class Gateway:
             socket = WebSocket(exchange, scope, receive, send, self.settings.message_limit)
             inbound = exchange.open_inbound()
             await exchange.send()
-            exchange.pump(socket.feed(inbound))
+            exchange.pump(partial(socket.feed, inbound))
             head = await exchange.head()
             board.got_head(exchange)
             if head.status == 101 and isinstance(head, Head):

@@ -20,6 +20,7 @@ silent     a WebSocket's client said nothing                   websocket_ping   
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.asgi import parser, protocol
 from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
 
+from gunicorn.http2.errors import HTTP2StreamError
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway.handshake import is_handshake, mistake
 from flaskbus_gateway.http import IS_LOST
@@ -338,6 +340,24 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
     def _linger(self) -> None:
         """RFC 9112 section 9.6: a close with unread bytes is a reset, which can destroy the response on its way."""
         self._closed = True
+    async def _handle_http2_request(self, request: Any, *args: Any) -> None:
+        await super()._handle_http2_request(request, *args)
+        if request.stream.response_complete and not request.stream.body_complete:
+            await self._take_rest(request.stream)
+
+    async def _take_rest(self, stream: Any) -> None:
+        """Drop what a client still sends on a stream that has its answer, as :meth:`_linger` does with a connection.
+
+        It need not be sent at all (RFC 9113 section 8.1: RST_STREAM with NO_ERROR, which follows), but many clients
+        wait for a window to send it, whatever else they get.
+        """
+        now = self.worker.loop.time
+        end = now() + LINGER_ON
+        with contextlib.suppress(TimeoutError, HTTP2StreamError):
+            while now() < end and not self.worker.stopping:
+                if await asyncio.wait_for(stream.read_body_chunk(), LINGER) is None:
+                    break
+
         self._callback_parser = None
         self.transport.set_protocol(_Lingering(self, self.worker.loop.time() + LINGER_ON))
         self.worker.heading.stop(self)

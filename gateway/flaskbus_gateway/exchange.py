@@ -305,13 +305,13 @@ class Exchange:
         """
         inbound = self.open_inbound()
         inbound.is_lost = is_lost
-        self.pump(self._send_rest(inbound, receive, received, then))
+        self.pump(lambda: self._send_rest(inbound, receive, received, then))
 
-    def pump(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let a coroutine send what the client has, until the exchange is closed."""
+    def pump(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Let ``work`` send what the client has, until the exchange is closed; that may be before it begins."""
         self._pump = self._board.spawn(self._pumped(work))
 
-    async def _pumped(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _pumped(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work
         except AnswerError as error:
