@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def who() -> dict[str, Any]:
 def upload() -> dict[str, Any]:
     sent = bottle.request.files["file"]
     return {"name": sent.raw_filename, "size": len(sent.file.read()), "note": bottle.request.forms.note}
+
+
+@site.post("/sums")
+def sums() -> dict[str, Any]:
+    request = bottle.request
+    return {
+        "form": {key: request.forms.getunicode(key) for key in request.forms},
+        "files": {
+            each.raw_filename: hashlib.file_digest(each.file, "sha256").hexdigest()
+            for each in request.files.values()
+        },
+    }
 
 
 @site.route("/any", method="ANY")

@@ -1,7 +1,10 @@
 """A Django project in one module: its admin, sessions, CSRF, messages and static files."""
 
+# mypy: disallow-untyped-decorators=False
+
 from __future__ import annotations
 
+import hashlib
 import os
 from wsgiref.validate import validator
 
@@ -61,6 +64,7 @@ from django.contrib.staticfiles.views import serve  # noqa: E402
 from django.core.handlers.wsgi import WSGIHandler  # noqa: E402
 from django.http import HttpRequest, JsonResponse  # noqa: E402
 from django.urls import path, reverse  # noqa: E402
+from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 
 
 def where(request: HttpRequest, name: str = "") -> JsonResponse:
@@ -76,10 +80,24 @@ def where(request: HttpRequest, name: str = "") -> JsonResponse:
     )
 
 
+@csrf_exempt
+def sums(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(
+        {
+            "form": request.POST.dict(),
+            "files": {
+                each.name: hashlib.file_digest(each.file, "sha256").hexdigest()
+                for each in request.FILES.values()
+            },
+        }
+    )
+
+
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("static/<path:path>", serve, {"insecure": True}),
     path("where", where),
+    path("sums", sums),
     path("größe/<str:name>", where),
 ]
 
