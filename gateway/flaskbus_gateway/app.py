@@ -415,6 +415,8 @@ class Gateway:
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
         if exchange.agent:
+            # First the list: an agent that waits for its client wakes up, and looks whether something lies there.
+            board.link.tell("DEL", exchange.replies.key)
             board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
         board.close_exchange(exchange)
 

@@ -26,13 +26,14 @@ import re
 import socket
 import struct
 import sys
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.asgi import parser, protocol
 from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
-
 from gunicorn.http2.errors import HTTP2StreamError
+
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway.handshake import is_handshake, mistake
 from flaskbus_gateway.http import IS_LOST
@@ -180,8 +181,7 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             self._watch_client()  # slow, but not gone
         else:
             # Otherwise the kernel would go on offering what it still has for minutes.
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._reset_on_close()
             self.transport.abort()
 
     def _build_http_scope(self, *args: Any) -> dict[str, Any]:
@@ -195,6 +195,27 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         scope: dict[str, Any] = super()._build_websocket_scope(*args)
         extensions = {"websocket.http.response": {}, IS_LOST: lambda: self._conn_lost_handled}
         return scope | {"extensions": extensions}
+
+    def _handle_http_request(self, request: Any, *args: Any) -> Awaitable[bool]:
+        serving: Awaitable[bool] = super()._handle_http_request(request, *args)
+        return serving if request.version >= (1, 1) else self._reset_if_broken(serving, *args)
+
+    async def _reset_if_broken(
+        self, serving: Awaitable[bool], _: object, __: object, complete: asyncio.Future[bool]
+    ) -> bool:
+        """HTTP/1.0 has no chunks: what breaks off would end as what is whole does, by the close of the connection."""
+        keepalive = await serving
+        if self._answering and not complete.done() and not self._conn_lost_handled:
+            self._reset_on_close()
+            if self.transport.get_extra_info("ssl_object"):
+                self.transport.abort()  # close() would say that this was all
+            else:
+                self.transport.close()  # when all was sent that there is
+        return keepalive
+
+    def _reset_on_close(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def _serve_http_request(self, *args: Any) -> bool:
         receiver = self._body_receiver
@@ -319,6 +340,24 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             await connection.send_response(stream, 400, headers, body)
             connection.cleanup_stream(stream)
 
+    async def _handle_http2_request(self, request: Any, *args: Any) -> None:
+        await super()._handle_http2_request(request, *args)
+        if request.stream.response_complete and not request.stream.body_complete:
+            await self._take_rest(request.stream)
+
+    async def _take_rest(self, stream: Any) -> None:
+        """Drop what a client still sends on a stream that has its answer, as :meth:`_linger` does with a connection.
+
+        It need not be sent at all (RFC 9113 section 8.1: RST_STREAM with NO_ERROR, which follows), but many clients
+        wait for a window to send it, whatever else they get.
+        """
+        now = self.worker.loop.time
+        end = now() + LINGER_ON
+        with contextlib.suppress(TimeoutError, HTTP2StreamError):
+            while now() < end and not self.worker.stopping:
+                if await asyncio.wait_for(stream.read_body_chunk(), LINGER) is None:
+                    break
+
     # The end
 
     def _leave(self) -> None:
@@ -340,24 +379,6 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
     def _linger(self) -> None:
         """RFC 9112 section 9.6: a close with unread bytes is a reset, which can destroy the response on its way."""
         self._closed = True
-    async def _handle_http2_request(self, request: Any, *args: Any) -> None:
-        await super()._handle_http2_request(request, *args)
-        if request.stream.response_complete and not request.stream.body_complete:
-            await self._take_rest(request.stream)
-
-    async def _take_rest(self, stream: Any) -> None:
-        """Drop what a client still sends on a stream that has its answer, as :meth:`_linger` does with a connection.
-
-        It need not be sent at all (RFC 9113 section 8.1: RST_STREAM with NO_ERROR, which follows), but many clients
-        wait for a window to send it, whatever else they get.
-        """
-        now = self.worker.loop.time
-        end = now() + LINGER_ON
-        with contextlib.suppress(TimeoutError, HTTP2StreamError):
-            while now() < end and not self.worker.stopping:
-                if await asyncio.wait_for(stream.read_body_chunk(), LINGER) is None:
-                    break
-
         self._callback_parser = None
         self.transport.set_protocol(_Lingering(self, self.worker.loop.time() + LINGER_ON))
         self.worker.heading.stop(self)

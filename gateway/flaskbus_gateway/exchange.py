@@ -313,7 +313,7 @@ class Exchange:
 
     async def _pumped(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except AnswerError as error:
             self.fail(errors.AgentLost(f"what the client sent could not be passed on: {error}"))
 
