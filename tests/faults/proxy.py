@@ -157,6 +157,7 @@ class Proxy:
         self.pipes: set[Pipe] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -165,12 +166,17 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
+        self._closed = True
         if self._server is not None:
             self._server.close()
         self.reset_all()
-        await asyncio.sleep(0)
+        for _ in range(3):  # a connection that is being accepted, then its end
+            await asyncio.sleep(0)
 
     def accepted(self, pipe: Pipe) -> None:
+        if self._closed:
+            pipe.end()
+            return
         self.pipes.add(pipe)
         if not self.swallowing:
             task = asyncio.get_running_loop().create_task(self._connect(pipe))
