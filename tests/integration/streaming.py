@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Place:
     """The app's URL, by the way that leads there."""
     trusted: ssl.SSLContext
     broker: Broker
+    held: list[socket.socket] = field(default_factory=list)
+    """Connections that are to be closed at the end of a test."""
 
     @property
     def url(self) -> str:
@@ -51,6 +53,10 @@ class Place:
     def noted(self, token: str) -> list[dict[str, Any]]:
         lines = self.fleet.ledger.read_text().splitlines()
         return [fact for line in lines if (fact := json.loads(line))["token"] == token]
+
+    def made(self, token: str) -> int:
+        """How many events were made."""
+        return sum("made" in fact for fact in self.noted(token))
 
     def at_last(self, token: str, key: str) -> dict[str, Any]:
         """The first fact of this kind, as soon as it is noted."""
@@ -87,6 +93,7 @@ class Place:
         """A client that has sent its request and reads nothing."""
         where = httpx.URL(url or self.url)
         sock = socket.socket()
+        self.held.append(sock)
         sock.settimeout(PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
         sock.connect((where.host, where.port))
@@ -161,8 +168,9 @@ def resting(place: Place, token: str) -> int:
         facts = place.noted(token)
         return int(facts[-1]["made"]) if facts else 0
 
+    eventually(made, "something")
     seen, since = made(), time.monotonic()
-    while not seen or time.monotonic() - since < 0.5:
+    while time.monotonic() - since < 0.5:
         if (now := made()) != seen:
             seen, since = now, time.monotonic()
         time.sleep(0.02)

@@ -128,7 +128,7 @@ def test_an_event_arrives_before_the_next_is_made(
     with place.client(way) as client, client.stream("GET", url, params={"type": media_type}) as answer:
         for number, line in enumerate(line for line in answer.iter_lines() if line):
             delays.append((time.monotonic_ns() - int(line.removeprefix("data: "))) / 1e6)
-            assert len(place.noted(token)) == number + 1
+            assert place.made(token) == number + 1
             if number < 19:
                 place.go(token)
     # Nothing that looks each so often, and nothing that waits for more, would be as fast.
@@ -144,13 +144,13 @@ def test_events_reach_curl_and_requests_one_by_one(place: Place, token: str) -> 
         for number in range(3):
             assert curl.stdout.readline().startswith(b"data: ")
             assert curl.stdout.readline() == b"\n"
-            assert len(place.noted(token)) == number + 1
+            assert place.made(token) == number + 1
             place.go(token)
     assert curl.returncode == 0  # one more step is left, for the first event of the next
     with requests.get(url, stream=True, timeout=PATIENCE) as answer:
         for number, line in enumerate(line for line in answer.iter_lines(chunk_size=1) if line):
             assert line.startswith(b"data: ")
-            assert len(place.noted(token)) == number + 4
+            assert place.made(token) == number + 4
             place.go(token)
 
 

@@ -17,6 +17,9 @@ from flask import Flask, Response, request, send_file, stream_with_context
 
 from tests.integration.apps.contents import CONTENT, LINE
 
+STEP = 64 * 1024
+"""Bytes after which a flood notes how much it has made."""
+
 app = Flask(__name__)
 gates: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(0))
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -75,10 +78,13 @@ def events(token: str, count: int) -> Response:
     """Each event is made when its client has asked for it."""
 
     def parts() -> Iterator[bytes]:
-        for _ in range(count):
-            gates[token].acquire(timeout=60)
-            note(token, made=True)
-            yield b"data: %d\n\n" % time.monotonic_ns()
+        try:
+            for _ in range(count):
+                gates[token].acquire(timeout=60)
+                note(token, made=True)
+                yield b"data: %d\n\n" % time.monotonic_ns()
+        finally:
+            note(token, closed=True)
 
     return streamed(parts(), request.args.get("type", "text/event-stream"))
 
@@ -111,7 +117,7 @@ def flood(token: str, piece: int) -> Response:
         try:
             while True:
                 made += piece
-                if made % (64 * piece) == 0:
+                if made % STEP < piece:
                     note(token, made=made)
                 yield part
         finally:
