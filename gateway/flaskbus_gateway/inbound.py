@@ -82,6 +82,8 @@ class Inbound:
         self.first = self.first or element[:IDENTITY]
         self._seq += 1
         while True:
+            # Before the broker is asked: a ring may be faster than its answer, and tell of room that this one misses.
+            self._credit.clear()
             try:
                 answer = self._link.call("RPUSH", self.key, element)
                 if self._may_be_new:
@@ -111,9 +113,9 @@ class Inbound:
                 return
             if self.is_lost():
                 raise ClientLeft("the client went away")
-            self._credit.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._credit.wait(), LOOK)
+            self._credit.clear()
             with contextlib.suppress(LinkError, AnswerError):
                 self._waiting = await self._link.call("LLEN", self.key)
                 self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
