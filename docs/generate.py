@@ -235,7 +235,8 @@ WHEN = {
     "an Idempotency-Key that is none.",
     "foreign-origin": "A page of another site opens a WebSocket here; see `websocket_origins`.",
     "unknown-mount": "No app is mounted on this host and path, or its last agent left more than `mount_ttl` ago.",
-    "body-timeout": "The body was not there within `body_timeout`.",
+    "body-timeout": "The client sent nothing of the body for `body_timeout`, or too little; `unknown` where an app "
+    "had begun.",
     "body-too-large": "The body is larger than `body_limit`; a stated length is refused before the body is read.",
     "key-in-use": "The first request with this key still waits or runs. Ask again after `Retry-After`.",
     "answer-not-kept": "The request with this key ran; its answer was a stream, larger than "

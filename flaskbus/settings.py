@@ -129,7 +129,7 @@ class CommonSettings:
     )
     window: int = knob(
         1024 * 1024,
-        "How many bytes of a streamed response may wait in the broker.",
+        "How many bytes of a streamed response, or of an upload, may wait in the broker.",
         LIMITS,
         unit="bytes",
         least=65536,
@@ -155,7 +155,11 @@ class GatewaySettings(CommonSettings):
         60.0, "How long a streamed reply may stay silent.", LIMITS, unit="seconds", least=0.1
     )
     body_timeout: float = knob(
-        60.0, "How long a request body may take to arrive.", LIMITS, unit="seconds", least=0.1
+        60.0,
+        "How long a client may send nothing of a request body, or less than 4 KiB a second.",
+        LIMITS,
+        unit="seconds",
+        least=0.1,
     )
     header_timeout: float = knob(
         10.0, "How long a request's header may take to arrive.", LIMITS, unit="seconds", least=0.1
