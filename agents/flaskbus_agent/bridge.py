@@ -22,6 +22,7 @@ import redis
 
 from flaskbus_agent.inbound import LOOK
 from flaskbus_agent.line import Line
+from flaskbus_agent.outbox import push_together
 from flaskbus_agent.wsgi import Cancelled
 
 log = logging.getLogger("flaskbus.agent")
@@ -47,6 +48,7 @@ class Bridge:
         self._patience = 0.0  # seconds that apps have for their close, once the agent stops
         self._lines: dict[str, Line] = {}
         self._asked: deque[Callable[[], None]] = deque()
+        self._called = False  # whether the thread was woken, and has not looked since
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._looked = 0.0
@@ -101,25 +103,42 @@ class Bridge:
         if self._thread is None:
             return
         self._asked.append(work)
-        with suppress(OSError):  # it is awake already, or has ended
-            self._waker.send(b"\0")
+        if not self._called:
+            self._called = True
+            with suppress(OSError):  # it has ended
+                self._waker.send(b"\0")
 
     # The bridge's thread
 
     def _run(self) -> None:
         while self._lines or self._asked or not self._closed:
+            ready: list[Line] = []
             for key, _ in self._selector.select(PULSE if self._lines else None):
                 if key.data is None:
                     with suppress(BlockingIOError):
                         self._woken.recv(4096)
+                    self._called = False  # before a look at what was asked: what comes later calls again
                 else:
+                    ready.append(key.data)
                     self._guard(key.data, Line.ready)
+            self._send(ready)
             for _ in range(len(self._asked)):
                 self._asked.popleft()()
             self._look_around()
         self._selector.close()
         self._woken.close()
         self._waker.close()
+
+    def _send(self, lines: list[Line]) -> None:
+        """What these apps wrote, in one round trip if they are several."""
+        lines = [line for line in lines if line.has_to_send]
+        if len(lines) > 1:
+            try:
+                push_together([line.outbox for line in lines if line.gather()])
+            except Exception:
+                log.exception("WebSockets could not send together")
+        for line in lines:
+            self._guard(line, Line.send)
 
     def _look_around(self) -> None:
         """Ask for what a lost ring would have told, and do not wait for apps for ever."""

@@ -88,6 +88,17 @@ class Channel:
             self.at(keys[0], "SCRIPT", "LOAD", script_source(name))
             return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
 
+    def scripts(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """A script once for each of some keys and arguments, in one round trip: the answers, errors among them.
+
+        A broker that does not know the script says so in each; :meth:`script` loads it.
+        """
+        sha = script_sha(name)
+        commands = (("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls)
+        packed = [buffer for command in commands for buffer in buffers(command)]
+        answers: list[Any] = self._exchange(packed, len(calls))
+        return answers
+
     def close(self) -> None:
         self._connection.disconnect()
 
@@ -155,6 +166,9 @@ class ClusterChannel(MovingChannel):
 
     def transaction(self, *commands: tuple[Argument, ...]) -> list[Any] | None:
         return None  # a slot may move in the middle of it
+
+    def scripts(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        return [self.script(name, keys, args) for keys, args in calls]  # each may be elsewhere
 
     def at(self, key: str | bytes, *command: Argument) -> Any:
         return self._follow(key, command)

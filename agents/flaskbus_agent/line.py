@@ -45,6 +45,9 @@ RECEIVE = 65536
 AT_ONCE = 64
 """Most frames of one push; a script takes some thousands of arguments."""
 
+LITTLE = 16 * 1024
+"""Bytes that may go together with what other WebSockets send."""
+
 STOPPING = (1001, "the agent stops")
 """Code and reason for both ends of what the agent closes."""
 
@@ -81,6 +84,8 @@ class Line:
         self._deaf = False  # it writes nothing more
         self._to_app = bytearray()
         self._unsent: deque[tuple[bool, bool, bytes]] = deque()
+        self._gathered = False  # the outbox has some of it
+        self._behind = False  # more may lie on the inbound list than was read, as the app had no room
         self._paused = False  # the client is a window behind
         self._farewell: tuple[int, str] | None = None  # the app's own close
         self._patience = 0.0  # seconds that it has for that
@@ -138,13 +143,34 @@ class Line:
             wanted |= selectors.EVENT_READ
         return wanted
 
-    def ready(self, now: float) -> None:
-        """The app has read, or written."""
+    def ready(self, now: float) -> bool:
+        """The app has read, or written; whether it is time to :meth:`look`."""
         if self._to_app:
             self._write()
             self._hand_over(now)
         if not self._paused:
             self._from_app(now)
+        return self._behind and not self._to_app
+
+    def gather(self) -> bool:
+        """Make ready what can go together with what other lines send; whether that is anything."""
+        is_little = sum(len(data) for _, _, data in self._unsent) <= LITTLE and len(self._unsent) <= AT_ONCE
+        if self._unsent and is_little and not self._paused and self._farewell is None:
+            self._gathered = True
+            self.outbox.gather(self._batch())
+        return self._gathered
+
+    @property
+    def has_to_send(self) -> bool:
+        """Whether :meth:`send` would do something."""
+        return bool(self._unsent or self._gathered or self._farewell is not None) and not self.ended
+
+    def send(self, _: float) -> None:
+        """Send what the app wrote, as far as there is room."""
+        if self._gathered:
+            self._gathered = False
+            self._paused = not self.outbox.send_gathered()
+        self._send()
 
     def look(self, now: float) -> bool:
         """Look at what the client took and sent; whether there may be more."""
@@ -155,14 +181,12 @@ class Line:
             self._send()
         if self.ended:
             return False
-        more = False
         if self._to_app or now - self._asked >= ASK:
             self._asked = now
             self._inbound.call()  # or nobody would notice that the client is gone, or its gateway
-        if not self._to_app:
-            more = self._inbound.look()
+        self._behind = bool(self._to_app) or self._inbound.look()
         self._hand_over(now)
-        return more
+        return self._behind and not self._to_app
 
     def rung(self, element: bytes, now: float) -> bool:
         """The gateway rang, maybe with this ``element``; whether to :meth:`look` again."""
@@ -221,7 +245,6 @@ class Line:
                 self._farewell = (event.code, event.reason)
             elif not self._client_left:
                 self._unsent.extend(_split(event))
-        self._send()
         self._write()
 
     def _read(self) -> bytes | None:

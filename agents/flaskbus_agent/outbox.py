@@ -419,7 +419,17 @@ class Outbox:
 
     def messages(self, parts: Iterable[tuple[bool, bool, bytes]]) -> bool:
         """Send parts of messages (text, last, data); whether there is room for more. Never waits for that."""
+        self.gather(parts)
+        return self.send_gathered()
+
+    def gather(self, parts: Iterable[tuple[bool, bool, bytes]]) -> None:
+        """Parts of messages for :meth:`send_gathered`, or :func:`push_together` before that."""
         self._unsent += [wire.encode_frame(self._message(*part), self._sign) for part in parts]
+
+    def send_gathered(self) -> bool:
+        """Send what was gathered and not sent; whether there is room for more."""
+        if not self._unsent:
+            return self._window.room > 0
         on_list = self._try_to_push(self._unsent)
         if on_list is None:
             return False
@@ -434,6 +444,13 @@ class Outbox:
         if self._unsent:
             return self.messages(())
         return self._has_room(self._insist_call("LLEN", self._entry.served.keys.reply(self._request.id)))
+
+    @property
+    def _push_call(self) -> tuple[list[str], list[Argument]]:
+        """Keys and arguments that push what was gathered."""
+        keys = self._entry.served.keys
+        names = [keys.requests, keys.reply(self._request.id)]
+        return names, [*self._arguments(), wire.MAX_RING_FRAME, *self._unsent]
 
     def _has_room(self, on_list: int) -> bool:
         self._window.left(on_list)
@@ -541,3 +558,19 @@ class Outbox:
                 log.error("the reply to %s could not be sent: %s", self._request.id, trouble)
                 raise Cancelled
             delay = min(delay * 2, 1.0)
+
+
+def push_together(outboxes: Sequence[Outbox]) -> None:
+    """Send what each of these WebSockets has gathered, in one round trip, as far as that works.
+
+    What did not work stays where it is: :meth:`Outbox.send_gathered` tries again, and tells what is the matter.
+    """
+    if not outboxes:
+        return
+    with suppress(*Unavailable, redis.exceptions.RedisError):
+        answers = outboxes[0]._channel.scripts("push", [outbox._push_call for outbox in outboxes])
+        for outbox, on_list in zip(outboxes, answers, strict=True):
+            if isinstance(on_list, int):
+                outbox._window.pushed(map(len, outbox._unsent))
+                outbox._window.left(on_list)
+                outbox._unsent = []

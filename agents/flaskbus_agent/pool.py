@@ -45,6 +45,11 @@ class ChannelPool:
         with self._one() as channel:
             return channel.script(name, keys, args)
 
+    def scripts(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """As :meth:`Channel.scripts`."""
+        with self._one() as channel:
+            return channel.scripts(name, calls)
+
     def transaction(self, *commands: tuple[Argument, ...]) -> list[Any] | None:
         """As :meth:`Channel.transaction`."""
         with self._one() as channel:

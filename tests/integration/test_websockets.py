@@ -475,6 +475,13 @@ class TestBackpressure:
         assert sent - 65536 * 2 < read < sent + 65536
         vanish(client)
 
+    def test_an_app_that_reads_slowly(self, ws: Place, token: str) -> None:
+        """It is given more when it has read, and not when somebody looks."""
+        with ws.open(f"/ws/sips/{8 << 20}/{token}", ping_interval=None) as client:
+            for _ in range(128):
+                client.send(b"x" * 65536)
+            assert ws.noted_at_last(token, "seconds")["seconds"] < 5.0
+
     @pytest.mark.slow
     def test_a_broker_out_of_memory_stops_only_who_waits_for_room(self, place: Place, token: str) -> None:
         gateway, url = place.fleet.gateway("--lease", "60")

@@ -174,6 +174,18 @@ def unread(token: str) -> str:
     return ""
 
 
+@app.get("/sips/<int:size>/<token>", websocket=True)
+def sips(size: int, token: str) -> str:
+    """Reads so many bytes, with little pauses, and notes how long that took."""
+    ours = accept()
+    began, read = time.monotonic(), 0
+    while read < size:
+        read += len(ours.recv(65536))
+        time.sleep(0.002)
+    note(token, seconds=time.monotonic() - began)
+    return ""
+
+
 def select_hang_up(ours: socket.socket) -> bool:
     poll = select.poll()
     poll.register(ours, 0)  # POLLHUP is always told
