@@ -209,7 +209,7 @@ def sums() -> flask.Response:
 
     def line() -> bytes:
         found = bytearray()
-        # Byte by byte: gunicorn's readline() waits until it has a whole block.
+        # Byte by byte: gunicorn's readline() may wait for what comes after the line.
         while (byte := stream.read(1)) not in (b"", b"\n"):
             found += byte
         return bytes(found)
@@ -232,7 +232,7 @@ def events() -> flask.Response:
     seen = int(flask.request.headers.get("Last-Event-ID", 0))
 
     def some() -> Iterator[str]:
-        yield "retry: 10\n\n: a comment\n\n"
+        yield ": a comment\n\nretry: 10\n"
         for number in range(seen + 1, EVENTS + 1):
             yield f"id: {number}\nevent: tick\ndata: first of {number}\ndata: ä second\n\n"
             if number % 10 == 0:
@@ -316,7 +316,7 @@ def chat_app() -> WSGIApplication:
 
     def burst(sid: str, count: int) -> None:
         for number in range(count):
-            server.emit("number", {"number": number, "data": b"\x00\xff" * 50}, to=sid)
+            server.emit("number", {"number": number, "data": "\xff" * 50}, to=sid)
 
     for handler in (connect, say, join, burst):
         server.on(handler.__name__, handler)
