@@ -26,13 +26,14 @@ from flaskbus.keys import Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import parse_keys, seals_of
+from flaskbus_agent.bells import Bells
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Ending, Runner
+from flaskbus_agent.entry import Entry, Running, Served, entry_time
 from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.line import FAREWELL
 from flaskbus_agent.moves import Moves
-from flaskbus_agent.outbox import Bells, Entry, Running, Served, entry_time
 from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.reading import ANSWER
 from flaskbus_agent.wsgi import Cancelled

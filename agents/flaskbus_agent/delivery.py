@@ -41,11 +41,13 @@ from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import BODY, NOT_RUN, WEBSOCKET, Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
+from flaskbus_agent.bells import Bells
 from flaskbus_agent.bridge import Bridge
 from flaskbus_agent.channel import Channel
+from flaskbus_agent.entry import Entry, Running, entry_time, seal_of
 from flaskbus_agent.inbound import InboundBody
 from flaskbus_agent.line import Line, LineSink
-from flaskbus_agent.outbox import Bells, Entry, Outbox, Running, entry_time, seal_of
+from flaskbus_agent.outbox import Outbox
 from flaskbus_agent.pool import ChannelPool
 from flaskbus_agent.wsgi import Cancelled, build_environ, respond
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from flaskbus import wire
 from flaskbus.inbox import Inbox
 from flaskbus.messages import INBOUND, Chunk, End, Failure, Frame, Request
-from flaskbus_agent.outbox import Entry, Outbox, Running
+from flaskbus_agent.entry import Entry, Running
+from flaskbus_agent.outbox import Outbox
 from flaskbus_agent.wsgi import Cancelled, ClientDisconnected
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from flaskbus.errors import AppImportError, StartError
 from flaskbus.forking import release_signals
 from flaskbus_agent.board import Board
 from flaskbus_agent.consumer import ENDING, Consumer
+from flaskbus_agent.entry import Running
 from flaskbus_agent.heartbeat import Heartbeat, make_agent_id
 from flaskbus_agent.loading import AgentApplication
 from flaskbus_agent.log import first_line, stack
-from flaskbus_agent.outbox import Running
 
 TICK = 0.25
 """Seconds between two looks of the main thread at its handlers, and all that a quick stop gives them."""
