@@ -451,6 +451,37 @@ class TestBrokers:
         eventually(lambda: place.site.closed)
         place.rest()
 
+    def test_many_that_speak_at_once(self, mortal: MortalBroker, places: Callable[..., Place]) -> None:
+        """What their apps say travels together; what did not arrive so, arrives alone, in order and once."""
+        place = places(url=mortal.url)
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Raw(f"{place.url}/echo")).opened() for _ in range(16)]
+
+            def say(words: str) -> None:
+                for raw in clients:
+                    raw.sock.sendall(b"".join(frame(TEXT, f"{words} {n}".encode()) for n in range(5)))
+
+            def heard(words: str) -> None:
+                for raw in clients:
+                    assert [raw.receive() for _ in range(5)] == [
+                        (TEXT, f"{words} {n}".encode()) for n in range(5)
+                    ]
+
+            with connect_broker(mortal.url) as broker:
+                for number in range(5):
+                    broker.script_flush()
+                    say(f"flushed {number}")
+                    heard(f"flushed {number}")
+            mortal.kill()
+            say("killed")
+            mortal.revive()
+            heard("killed")
+            say("after")
+            heard("after")
+            for raw in clients:
+                raw.goodbye()
+        place.rest()
+
     def test_one_that_forgets(self, places: Callable[..., Place]) -> None:
         place = places()
         with opened(f"{place.url}/echo") as client:
