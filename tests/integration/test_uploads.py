@@ -463,7 +463,7 @@ def test_uploads_that_drip_do_not_stop_an_agent_of_as_many_threads(bus: Bus) -> 
         for _ in range(20):
             assert httpx.post(f"{url}/ignore").content == b"ignored"
         finish(socks)
-        for _ in range(20):
+        for _ in range(DRIPS + 1):
             assert httpx.post(f"{url}/digest", content=BIG).content == digest(BIG)
 
 
