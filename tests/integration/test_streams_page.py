@@ -30,7 +30,9 @@ def test_commands(tmp_path: Path, broker: Broker) -> None:
             own.try_step(step)
 
 
-def test_behind_nginx(tmp_path: Path, broker: Broker) -> None:
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_behind_nginx(tmp_path: Path, broker: Broker, version: str) -> None:
+    """Also where it speaks HTTP/1.0 to the gateway, as older ones do unless they are told otherwise."""
     nginx = shutil.which("nginx")
     if nginx is None:
         pytest.skip("nginx is not installed")
@@ -41,6 +43,7 @@ def test_behind_nginx(tmp_path: Path, broker: Broker) -> None:
         agent = fleet.start("agent", "flaskbus_agent", "clock:app", "--prefix", "/clock")
         eventually(lambda: httpx.get(f"{url}/clock/file").status_code == 200, "agent")
         (location,) = re.findall(r"^```nginx\n(.*?)^```$", PAGE, re.M | re.S)
+        location = location.replace("proxy_http_version 1.1", f"proxy_http_version {version}")
         (tmp_path / "nginx.conf").write_text(
             f"daemon off; pid {tmp_path}/nginx.pid; error_log stderr; events {{}}\n"
             f"http {{ access_log off; server {{ listen 127.0.0.1:{port};\n"
