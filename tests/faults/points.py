@@ -33,12 +33,12 @@ class Point(NamedTuple):
 
 
 def sends(script: str) -> Callable[..., bool]:
-    """Whether redis-py sends this script now."""
+    """Whether an agent sends this script now."""
     sha = script_sha(script).encode()
-    return lambda _connection, command, **_: sha in b"".join(command)
+    return lambda _connection, pieces: any(sha in piece for piece in pieces)
 
 
-SEND = "redis.connection:AbstractConnection.send_packed_command"
+SEND = "flaskbus_agent.channel:_send"
 
 POINTS = {
     "agent: read, not begun": Point("flaskbus_agent.delivery:Runner.decode"),
