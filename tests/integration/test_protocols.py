@@ -174,9 +174,6 @@ def test_git_over_a_line_that_breaks(pair: Both, place: Place) -> None:
 
 # WebDAV
 
-FRAGMENT = "delete_fragment"
-"""litmus warns where a server takes what is after ``#`` for nothing; the gateway refuses such targets."""
-
 
 def test_litmus(pair: Both, place: Place) -> None:
     """All suites of litmus: basic, copymove, props, locks and http."""

@@ -42,13 +42,13 @@ def pair(started: Both) -> Iterator[Both]:
     started.at_rest()
     for served in started:
         url = f"{served.url}/small/open"
-        eventually(partial(idle, url), f"{served.name}: no app runs")
-        with ThreadPoolExecutor(THREADS) as threads:
-            assert {each.status_code for each in threads.map(httpx.get, [url] * 2 * THREADS)} == {200}
+        with httpx.Client() as client, ThreadPoolExecutor(THREADS) as threads:
+            eventually(partial(idle, client, url), f"{served.name}: no app runs")
+            assert {each.status_code for each in threads.map(client.get, [url] * 2 * THREADS)} == {200}
 
 
-def idle(url: str) -> bool:
-    return httpx.get(url).text == "0"
+def idle(client: httpx.Client, url: str) -> bool:
+    return client.get(url).text == "0"
 
 
 # Both ways at the same time
@@ -330,7 +330,7 @@ def test_clients_that_vanish(pair: Both, kind: str) -> None:
 
 def vanish(place: tuple[str, int], data: bytes, sent: int, received: int, end: str) -> None:
     """Send so much, take at most so much of what comes, and be gone."""
-    with socket.create_connection(place, timeout=5) as sock:
+    with socket.create_connection(place, timeout=2) as sock:
         sender = threading.Thread(target=send, args=(sock, data[:sent]))
         sender.start()
         with suppress(OSError):  # the server is silent, or gone already
