@@ -60,6 +60,10 @@ class InboundList:
                 break
             self._seen.clear()  # again, from its front
         self._seen.extend(element[:IDENTITY] for element in elements)
+        if not self.frames and self._inbox.done >= BATCH:
+            # All of it came before: one lies there twice, so that trims named others than the first, and did nothing.
+            self._trim()
+            return True  # that one too, maybe; from the front on, it is right
         return len(elements) == BATCH
 
     def handed_on(self, frames: int, size: int) -> None:
@@ -67,16 +71,19 @@ class InboundList:
         self._inbox.handed_over(frames)
         self._owed += size
         if self._inbox.done >= BATCH or self._owed >= CREDIT:
-            count = self._inbox.trimmed()
-            first = self._seen[0]
-            for _ in range(count):
-                self._seen.popleft()
-            self._owed = 0
-            self._took(count, first)
+            self._trim()
 
     def call(self) -> None:
         """Tell the gateway who waits for more, and that may be an answer to a ring that was lost."""
         self._took(0, b"")
+
+    def _trim(self) -> None:
+        count = self._inbox.trimmed()
+        first = self._seen[0]
+        for _ in range(count):
+            self._seen.popleft()
+        self._owed = 0
+        self._took(count, first)
 
     def _took(self, count: int, first: bytes) -> None:
         self._outbox.took(self._key, count, first)
@@ -132,7 +139,8 @@ class InboundBody(io.RawIOBase):
 
     def _look(self) -> None:
         self._bell.elements.clear()  # what rang lies on the list as well
-        self._list.look()
+        while self._list.look() and not self._list.frames:
+            pass
         self._known |= self._list.called and bool(self._list.frames)
 
     def _wait(self) -> None:
