@@ -40,8 +40,9 @@ class Gatherer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to send, and no push is under way."""
-        return not self._busy and not self._pieces.size
+        """Whether nothing is left to send, no push is under way, and none has failed."""
+        # Without the lock: what is taken from the pieces is busy before, so they are looked at first.
+        return not self._pieces.size and not self._busy and self._error is None
 
     def add(self, data: bytes) -> None:
         """Send it as soon as possible. Does not wait."""
@@ -94,7 +95,7 @@ class Gatherer:
                     self._on_rest()
         except BaseException as error:  # noqa: BLE001 - it is the app's thread that it ends
             with self._changed:
-                self._error, self._busy, self._thread = error, False, None
+                self._error, self._thread = error, None
                 self._pieces.clear()
                 self._changed.notify_all()
 
@@ -108,7 +109,7 @@ class Gatherer:
                 if not woken and not self._pieces.size:
                     self._thread = None
                     return []
-            chunks = self._pieces.take(self._room)
             self._busy = True
+            chunks = self._pieces.take(self._room)
             self._changed.notify_all()  # there is room
             return chunks

@@ -10,6 +10,7 @@ from queue import Queue
 import pytest
 
 from flaskbus_agent import gatherer as module
+from flaskbus_agent.flow import Pieces
 from flaskbus_agent.gatherer import Gatherer
 
 PATIENCE = 10.0
@@ -69,6 +70,23 @@ def test_the_first_leaves_at_once_and_what_gathers_goes_with_the_next() -> None:
         assert broker.rested.acquire(timeout=PATIENCE)
 
 
+def test_what_was_taken_and_is_not_sent_yet_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app's thread looks without a lock: were it told otherwise, it would send what comes later first."""
+    told = []
+
+    class Watched(Pieces):
+        def take(self, most: int) -> list[bytes]:
+            chunks = super().take(most)
+            told.append(gatherer.idle)
+            return chunks
+
+    monkeypatch.setattr(module, "Pieces", Watched)
+    with gathering() as (gatherer, broker):
+        gatherer.add(b"a")
+        broker.pushed()
+        assert told == [False]
+
+
 def test_whoever_adds_too_much_waits() -> None:
     with gathering(limit=10) as (gatherer, broker):
         gatherer.add(bytes(10))
@@ -100,6 +118,7 @@ def test_what_sending_raises_is_raised_to_the_app(call: str) -> None:
         broker.answers.put(RuntimeError("as it should"))
         with pytest.raises(RuntimeError, match="as it should"):
             gatherer.drain()
+        assert not gatherer.idle  # what follows must not pass what was lost
         calls = {"add": lambda: gatherer.add(b"b"), "wait": gatherer.wait, "drain": gatherer.drain}
         with pytest.raises(RuntimeError, match="as it should"):
             calls[call]()
