@@ -176,6 +176,7 @@ class Runner:
             else:
                 self._keep("a request could not be handed back: %s%s", text, hint)
         finally:
+            outbox.retire()
             self.bells.forget(request.id)
         if outbox.settled:
             return Ending.SETTLED

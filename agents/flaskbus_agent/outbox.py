@@ -94,7 +94,7 @@ class Outbox(Sender):
             self._running.events = self
         self._wait(on_list)
 
-    def end_events(self, channel: ChannelPool) -> None:
+    def end_events(self, channel: Channel | ChannelPool) -> None:
         """End the response now if it is at an event boundary: another thread's way, while the app's code goes on.
 
         What is still being sent ends it afterwards. Raises :class:`Cancelled` as :meth:`finish` does.
@@ -116,8 +116,6 @@ class Outbox(Sender):
             if self._quick < HURRIED:
                 return self._push([*self._unsent_head(), self._chunk(data)])
             if gatherer is None:
-                if isinstance(self._channel, Channel):
-                    self._channel = ChannelPool([self._channel])  # for two threads
                 limit = min(LIMIT, self._window.size)
                 gatherer = self._gatherer = Gatherer(self._send_gathered, self._rest, limit)
         gatherer.add(data)
@@ -143,7 +141,7 @@ class Outbox(Sender):
 
     def _rest(self) -> None:
         """All was sent."""
-        if self._ending.is_set() and isinstance(self._channel, ChannelPool):
+        if self._ending.is_set():
             self.end_events(self._channel)
 
     def _chunk(self, data: bytes) -> Chunk:

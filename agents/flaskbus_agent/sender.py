@@ -67,8 +67,17 @@ class Sender:
         self._unsent: list[bytes] = []  # frames that the broker had no memory for
         self._turn = threading.Lock()
         """Held while frames of an event stream are sent, which another thread may end."""
+        self._own = threading.Lock()
+        """Held while a command uses a channel that this run's thread has to itself. An app may read what its client
+        sends in another thread than the one that answers, and go on with that when the run is over."""
+        self._retired = False  # the run is over, and with it the right to that channel
         self.settled = False
         """Whether the broker has confirmed the end: the entry is not ours any more, and is not pending."""
+
+    def retire(self) -> None:
+        """The run is over: its channel is the next one's, whatever threads the app has left behind."""
+        with self._own:
+            self._retired = True
 
     # Sending
 
@@ -164,10 +173,13 @@ class Sender:
         was room for one more of that kind.
         """
         if not self._streaming:
-            self._streaming = True
-            shared = self._on_stream()
-            self._is_extra = shared is not None
-            self._channel = shared or self._channel
+            with self._own:
+                self._check_not_retired()
+                if not self._streaming:
+                    shared = self._on_stream()
+                    self._is_extra = shared is not None
+                    self._channel = shared or self._channel
+                    self._streaming = True
         return self._is_extra
 
     # Inbound frames
@@ -246,11 +258,22 @@ class Sender:
         answer = self._again(lambda: self._channel.call(*command))
         return answer if isinstance(answer, int) else 0
 
+    def _carry_out(self, send: Callable[[], Any]) -> Any:
+        if isinstance(self._channel, ChannelPool):
+            return send()
+        with self._own:
+            self._check_not_retired()
+            return send()
+
+    def _check_not_retired(self) -> None:
+        if self._retired:
+            raise Cancelled
+
     def _again(self, send: Callable[[], Any]) -> Any:
         delay, told = 0.02, False
         while True:
             try:
-                return send()
+                return self._carry_out(send)
             except Unavailable as error:
                 trouble: Exception = error
             except redis.exceptions.ResponseError as error:

@@ -95,6 +95,7 @@ def respond(
     except Cancelled:
         pass
     finally:
+        response.lost = response.lost or Cancelled()  # write() is for nobody any more
         close = getattr(body, "close", None)
         if close is not None:
             try:

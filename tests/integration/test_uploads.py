@@ -495,6 +495,62 @@ def test_a_body_that_is_small_and_drips_is_no_agents_concern(bus: Bus) -> None:
         assert answer(sock)[::2] == (200, digest(b"xy"))
 
 
+# Threads of the app's own
+
+
+def in_threads(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Read in another thread than the one that answers; ``/left`` leaves it behind."""
+    body, found = environ["wsgi.input"], []
+
+    def read() -> None:
+        digest, length = hashlib.sha256(), 0
+        try:
+            while part := body.read(1000):
+                digest.update(part)
+                length += len(part)
+        except OSError as error:
+            found.append(type(error).__name__.encode())
+            seen.append("read fails")
+        else:
+            found.append(f"{length} {digest.hexdigest()}".encode())
+
+    start_response("200 OK", [TEXT])
+    if environ["PATH_INFO"] == "/id":
+        return [environ["QUERY_STRING"].encode()]
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    if environ["PATH_INFO"] == "/left":
+        return [b"left"]
+
+    def answer() -> Iterator[bytes]:
+        while reader.is_alive():
+            yield b"." * 500
+        yield found[0]
+
+    return answer()
+
+
+@pytest.mark.parametrize("streams", [100, 0])
+def test_an_app_may_read_in_one_thread_and_answer_in_another(bus: Bus, streams: int) -> None:
+    with bus.mount(in_threads, "/threads", window=WINDOW, threads=2, streams=streams) as url:
+        for _ in range(5):
+            got = httpx.post(f"{url}/both", content=2 * BIG)
+            assert got.content.lstrip(b".") == digest(2 * BIG)
+
+
+@pytest.mark.parametrize("streams", [100, 0])
+def test_a_thread_that_reads_on_after_the_end_is_told_and_no_other_request_is_hurt(
+    bus: Bus, streams: int
+) -> None:
+    with bus.mount(in_threads, "/threads", window=WINDOW, threads=1, streams=streams) as url:
+        for number in range(10):
+            assert httpx.post(f"{url}/left", content=BIG).content == b"left"
+            for part in range(10):
+                name = f"{number}-{part}"
+                assert httpx.get(f"{url}/id?{name}", timeout=5.0).text == name
+        eventually(lambda: seen == ["read fails"] * 10, "each of the threads is told")
+
+
 def test_no_more_than_a_window_waits_in_the_broker(mount: str, bus: Bus) -> None:
     with (
         connect(bus.broker_url) as client,

@@ -288,6 +288,21 @@ def test_a_response(
         assert body.closed == 1
 
 
+def test_who_writes_after_the_end_is_told_and_nothing_is_sent() -> None:
+    """A thread that an app left behind."""
+    writers = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        writers.append(start_response("200 OK", []))
+        return [b"who", b"le"]
+
+    sink = Recorder()
+    calls = run(app, sink=sink)[:]
+    with pytest.raises(Cancelled):
+        writers[0](b"more")
+    assert sink.calls == calls
+
+
 def test_a_chunk_leaves_before_the_next_is_asked_for() -> None:
     sink = Recorder()
 
