@@ -54,8 +54,8 @@ class Directory:
     """The mounts of one namespace, kept up to date over the gateway's link.
 
     ``on_routes()`` is called when other mounts are routed to than before; ``on_change(state)`` when a mount
-    gained its first agent, lost its last, or began to fail; ``on_doubtful(state, entries)`` with entries that
-    outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests;
+    gained its first agent, lost its last, began to fail or was removed; ``on_doubtful(state, entries)`` with entries
+    that outlived their group; ``on_orphan(state, consumer)`` is awaited for each dead agent that holds requests;
     ``on_stall()`` when nobody could be observed; ``on_memory(info)`` with the broker's account of its memory,
     empty where it may not be asked. ``heartbeat()`` sends this gateway's own; ``seal(key)`` signs for a mount.
     """
@@ -257,10 +257,14 @@ class Directory:
         """What was seen of a mount; whether it is still one."""
         owner, *policy = told
         if owner is None and not (self._comes_back(state) or (listed and self._is_known(state))):
-            await self._forget(state)
+            outcome = await self._forget(state)
+            left = state.mount not in self.states
+            if left and outcome == b"kept" and found != b"gone" and not _read(found).pending:
+                state.removed = self.link.loop.time() >= state.may_return_until
+                self.on_change(state)
             return False
         if owner is not None:
-            state.missing_since = None
+            state.missing_since, state.removed = None, False
             if not listed:
                 log.warning("%s was struck off the list of mounts; it is listed again", state.mount.name)
                 await self.link.script("enlist", [self.keys.mounts], [state.mount.key])
@@ -314,7 +318,7 @@ class Directory:
             await asyncio.wait([self.listen(states[mount]) for mount in new], timeout=2.0)
         for mount in self.states.keys() - states.keys():
             self.unlisten(self.states[mount])
-            self.states[mount].left(self.link.loop.time())
+            self.states[mount].left(self.link.loop.time(), self.lease)
         changed = states.keys() != self.states.keys()
         if changed:
             self.table = Table(states)
@@ -322,13 +326,14 @@ class Directory:
         if changed:
             self.on_routes()
 
-    async def _forget(self, state: MountState) -> None:
+    async def _forget(self, state: MountState) -> bytes:
         outcome = await self.link.script(
             "forget", [state.keys.owner, state.keys.agents, state.keys.requests], []
         )
         if outcome == b"gone":
             await self.link.call("SREM", self.keys.mounts, state.mount.key)
             log.info("%s is no longer mounted", state.mount.name)
+        return bytes(outcome)
 
     async def _repair(self, state: MountState) -> None:
         while True:

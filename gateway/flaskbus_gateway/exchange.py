@@ -178,7 +178,7 @@ class Exchange:
     async def _head(self) -> Head | Reply:
         settings = self._board.settings
         self.holding = not self.state.alive
-        if self.holding and self.state.failing:
+        if self._is_hopeless:
             # An agent that starts may have come since the last look.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._board.directory.fresh(), self._board.SWEEP)
@@ -187,12 +187,11 @@ class Exchange:
             limit = settings.hold if self.holding else settings.head_timeout
             left = self._last_progress + limit - self._board.now()
             try:
-                if self.holding and self.state.failing:
+                if self._is_hopeless:
                     raise TimeoutError
                 frame = await self.frame(max(0.0, left))
             except TimeoutError:
-                hopeless = self.holding and self.state.failing
-                if not hopeless and self._last_progress + limit > self._board.now():
+                if not self._is_hopeless and self._last_progress + limit > self._board.now():
                     continue  # the body went on meanwhile
                 if self.holding and self.state.alive:
                     self.holding = False
@@ -248,6 +247,8 @@ class Exchange:
             if self.replies.frames:
                 return self._pop()
         if outcome == "undelivered":
+            if self.state.removed:
+                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
             if self.state.failing and not self.state.alive:
                 raise errors.NoAgent(
                     f"the agents of {self.state.mount.name} fail to start: {self.state.failing}",
@@ -392,7 +393,7 @@ class Exchange:
 
     def poke(self) -> None:
         """Let a held exchange look at its mount again."""
-        if self.holding and self.state.failing:
+        if self._is_hopeless:
             self._waiter.wake()
 
     def runs_again(self, entry_id: bytes) -> None:
@@ -422,9 +423,14 @@ class Exchange:
             raise ClientGone
         if self._failure is not None:
             raise self._failure
-        if self.holding and self.state.failing:
+        if self._is_hopeless and not self.has_head:
             raise TimeoutError
         return False
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether no agent will come for what waits."""
+        return self.state.removed or (self.holding and bool(self.state.failing))
 
     # Handing over
 

@@ -48,6 +48,10 @@ class MountState:
     """Agents that are ready, and sign otherwise than this gateway does: neither believes the other."""
     failing: str = ""
     """Why its agents do not start; empty where at least one may come."""
+    may_return_until: float = 0.0
+    """Until when agents that serve it still may claim it again after it was removed (monotonic seconds)."""
+    removed: bool = False
+    """Whether it is no mount any more, and nobody will take what waits there."""
     policy: Policy | None = None
     """What its agents ask of requests with an Idempotency-Key; ``None`` where they did not opt in."""
 
@@ -112,9 +116,11 @@ class MountState:
         self.queue.pauses()
         self.held_since = now if self.held_since is None else self.held_since
 
-    def left(self, now: float) -> None:
+    def left(self, now: float, lease: float) -> None:
         """It is no mount any more. Should it come back, its agents get a lease of time to appear, as new ones do."""
         self.ended(now)
+        # Every quarter of a lease an agent claims what it serves.
+        self.may_return_until = now + lease / 3 if self.records else now
         self.missing_since, self.known_until, self.failing = None, 0.0, ""
         for forgotten in (self.pulses, self.records, self.holders, self.seen):
             forgotten.clear()

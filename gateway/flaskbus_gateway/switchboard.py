@@ -241,7 +241,7 @@ class Switchboard:
             exchange.look()
 
     def _mount_changed(self, state: MountState) -> None:
-        if state.failing:
+        if state.failing or state.removed:
             for exchange in self.exchanges.values():
                 if exchange.state is state:
                     exchange.poke()

@@ -152,12 +152,41 @@ class TestRouting:
                 assert httpx.get(f"{bus.url}/shop/fast").status_code == 404
                 with bus.mount(gate.app, "/shop"):
                     assert httpx.get(f"{bus.url}/shop/fast").text == "fast"
-                eventually(lambda: httpx.get(f"{bus.url}/shop/fast").status_code == 404)
+                # What is sent while it vanishes waits until it is certain that its agent does not come back.
+                eventually(lambda: httpx.get(f"{bus.url}/shop/fast", timeout=20).status_code == 404)
             with bus.mount(gate.app, "/shop"):
                 pass
             with broker.client() as client:
                 eventually(lambda: client.exists(M.requests) == 0)
             known(broker)
+
+    def test_what_waits_for_a_mount_that_is_removed_hears_of_it(
+        self, broker: Broker, pool: ThreadPoolExecutor
+    ) -> None:
+        known(broker)
+        with bus_of(broker) as bus:
+            waiting = [pool.submit(httpx.get, f"{bus.url}/shop/x", timeout=20) for _ in range(4)]
+            eventually(lambda: counts(broker) == (4, 0))
+            with broker.client() as client:
+                Registry(client, KEYS).unmount(SHOP)
+                for each in waiting:
+                    answer = problem(each.result())
+                    assert (answer["status"], answer["executed"]) == (404, "no")
+                    assert "no longer mounted" in answer["detail"]
+                eventually(lambda: not client.exists(M.requests))
+                eventually(lambda: not client.sismember(KEYS.mounts, SHOP.key))
+
+    def test_what_runs_when_its_mount_is_removed_is_answered(
+        self, broker: Broker, gate: Gate, pool: ThreadPoolExecutor
+    ) -> None:
+        with bus_of(broker) as bus, bus.mount(gate.app, "/shop", name="gate", threads=1):
+            running = pool.submit(httpx.get, f"{bus.url}/shop/wait/slow", timeout=20)
+            eventually(lambda: counts(broker) == (1, 1))
+            with broker.client() as client:
+                Registry(client, KEYS).unmount(SHOP)
+                eventually(lambda: httpx.get(f"{bus.url}/shop/fast").status_code in (200, 404))
+            gate.open.set()
+            assert running.result().text == "slow"
 
     def test_a_mount_whose_last_agent_left_long_ago_is_forgotten(self, broker: Broker) -> None:
         with bus_of(broker, hold=0.1) as bus:
