@@ -90,6 +90,7 @@ class WebSocketProtocol(_gunicorn.WebSocketProtocol):  # type: ignore[misc]
             await super()._send(message)
 
     async def _send_accept(self, message: dict[str, Any]) -> None:
+        self._expect_client()
         await super()._send_accept(message)
         self.status = 101
         self._may_read.set()
@@ -104,8 +105,7 @@ class WebSocketProtocol(_gunicorn.WebSocketProtocol):  # type: ignore[misc]
 
     async def _write_body(self, data: bytes, more: bool) -> None:
         await self._drain()
-        if self._eof:
-            raise _gunicorn.WebSocketDisconnected("the client went away")
+        self._expect_client()
         self.sent += len(data)
         if self._in_chunks:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
@@ -113,6 +113,11 @@ class WebSocketProtocol(_gunicorn.WebSocketProtocol):  # type: ignore[misc]
         self.transport.write(data)
         if not more:
             self.closed = True
+
+    def _expect_client(self) -> None:
+        """A transport that is closed raises what no app expects (uvloop's), or warns."""
+        if self._eof:
+            raise _gunicorn.WebSocketDisconnected("the client went away")
 
     # Reading
 
@@ -172,9 +177,11 @@ class WebSocketProtocol(_gunicorn.WebSocketProtocol):  # type: ignore[misc]
     async def _send_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == _gunicorn.OPCODE_PONG:
             await self._drain()  # or who asks and never listens would fill the memory
-        elif opcode in (_gunicorn.OPCODE_TEXT, _gunicorn.OPCODE_BINARY):
+        if opcode in (_gunicorn.OPCODE_TEXT, _gunicorn.OPCODE_BINARY):
+            self._expect_client()
             self.sent += len(payload)
-        await super()._send_frame(opcode, payload)
+        if not self._eof:
+            await super()._send_frame(opcode, payload)
 
     # Silence
 
