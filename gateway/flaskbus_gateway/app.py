@@ -414,10 +414,11 @@ class Gateway:
             await board.link.up.wait()
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
+        await exchange.find_agent()
         if exchange.agent:
             # First the list: an agent that waits for its client wakes up, and looks whether something lies there.
             board.link.tell("DEL", exchange.replies.key)
-            board.link.tell("PUBLISH", exchange.state.keys.doorbell(exchange.agent), exchange.request.id)
+            exchange.call_off()
         board.close_exchange(exchange)
 
     async def _watch_clients(self) -> None:

@@ -22,6 +22,7 @@ from flaskbus.keys import GROUP
 from flaskbus.messages import (
     FINAL_FRAMES,
     NOT_RUN,
+    WEBSOCKET,
     Chunk,
     Close,
     End,
@@ -282,6 +283,20 @@ class Exchange:
             return outcome.decode()
         except (LinkError, AnswerError, TimeoutError):
             return "unreachable"
+
+    async def find_agent(self) -> None:
+        """After :meth:`withdraw`: who took a WebSocket's handshake while its client left; nobody else says so."""
+        if self.request.inbound != WEBSOCKET or self.agent:
+            return
+        await self.replies.fetch()
+        self.agent = next((frame.agent for frame in self.replies.frames if isinstance(frame, Head)), "")
+
+    def call_off(self) -> None:
+        """After :meth:`withdraw`: let its agent know at once."""
+        if self.inbound is not None and self.request.inbound == WEBSOCKET:
+            self.inbound.call_off(self.agent)
+        else:
+            self._board.link.tell("PUBLISH", self.state.keys.doorbell(self.agent), self.request.id)
 
     async def _locate(self) -> bytes | None:
         """The entry of a request whose XADD was not answered, or ``None`` where it is not in the stream."""

@@ -182,6 +182,14 @@ class Inbound:
                 last = start + wire.MAX_CHUNK >= len(data)
                 await self.push(partial(Message, INBOUND, text=text is not None, last=last, data=part))
 
+    def call_off(self, agent: str) -> None:
+        """Nobody waits for the app of a WebSocket any more: a ring says so, and nothing that lasts.
+
+        Its agent would not ask by itself, as it may be silent for as long as it likes.
+        """
+        failure = Failure(INBOUND, self._seq, GONE, "nobody waits any more")
+        self._ring(agent, wire.encode_frame(failure, self._sign))
+
     async def push_close(self, code: int, reason: str) -> None:
         """The end of the messages of a WebSocket."""
         await self._add(partial(Close, INBOUND, code=code, reason=reason))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from flaskbus.broker import connect as connect_broker
 from flaskbus.routing import Mount
 from flaskbus.testing import Bus
+from flaskbus_agent.line import ASK
 from tests.conftest import Broker
 from tests.faults.mortal import MortalBroker
 from tests.integration.fleet import Fleet, Program, eventually
@@ -283,6 +285,23 @@ class TestClientsThatVanish:
         with opened(f"{place.url}/echo") as client:
             client.send("x")
             assert client.recv() == "x"
+        place.rest()
+
+    @pytest.mark.parametrize("leave", [reset, hang_up])
+    def test_while_the_app_takes_the_handshake(
+        self, places: Callable[..., Place], leave: Callable[[Raw], None]
+    ) -> None:
+        """Its agent says that it was taken just when its gateway gives it up, and neither says more by itself."""
+        place = places()
+
+        def open_ones() -> list[threading.Thread]:
+            return [each for each in threading.enumerate() if "simple_websocket" in each.name]
+
+        for number in range(150):
+            raw = Raw(f"{place.url}/silent")
+            time.sleep(number % 50 / 5000)
+            leave(raw)
+        eventually(lambda: not open_ones(), "the apps' ends close", ASK / 2)
         place.rest()
 
 

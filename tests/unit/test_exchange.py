@@ -11,10 +11,10 @@ import pytest
 
 from flaskbus import errors, wire
 from flaskbus.keys import Keys
-from flaskbus.messages import NOT_RUN, Failure, Request
+from flaskbus.messages import INBOUND, NOT_RUN, WEBSOCKET, Failure, Head, Request
 from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
-from flaskbus_gateway.exchange import Exchange
+from flaskbus_gateway.exchange import ClientGone, Exchange
 from flaskbus_gateway.link import AnswerError
 from flaskbus_gateway.mounts import MountState
 from flaskbus_gateway.reaper import Reaper
@@ -83,11 +83,13 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def exchange_of(board: Board) -> Exchange:
+def exchange_of(board: Board, inbound: str = "") -> Exchange:
     state = MountState(MOUNT, Keys().of(MOUNT.key))
     state.queue.alive_since = 0.0
     board.directory.states[MOUNT] = state
-    request = Request(id="0123456789abcdef01", method="POST", target="/m/", gateway="g", ttl=30000)
+    request = Request(
+        id="0123456789abcdef01", method="POST", target="/m/", gateway="g", ttl=30000, inbound=inbound
+    )
     return Exchange(cast(Any, board), state, request)
 
 
@@ -168,5 +170,30 @@ def test_there_is_nothing_to_take_back_of_what_was_never_sent() -> None:
         with pytest.raises(errors.BrokerUnavailable):
             await sending
         assert exchange.ended
+
+    tell(story)
+
+
+def test_an_agent_that_took_a_handshake_while_its_client_left_hears_of_it() -> None:
+    async def story(board: Board, _: Exchange) -> None:
+        exchange = exchange_of(board, WEBSOCKET)
+        exchange.open_inbound()
+        head = await sent(board, exchange)
+        exchange.abandon()  # before the ring for its head came
+        with pytest.raises(ClientGone):
+            await head
+        finding = asyncio.create_task(exchange.find_agent())
+        await settled()
+        await board.link.answer("LRANGE", [wire.encode_frame(Head(1, 0, 101, (), "agent-1"))])
+        await finding
+        exchange.call_off()
+        _, channel, message = board.link.sent[-1][0]
+        assert channel == exchange.state.keys.doorbell("agent-1")
+        ring = wire.decode_ring(message)
+        assert ring.ids == (exchange.request.id,)
+        assert ring.frame is not None
+        frame = wire.decode_frame(ring.frame, max_size=1 << 10)
+        assert isinstance(frame, Failure)
+        assert (frame.attempt, frame.seq) == (INBOUND, 0)  # what the agent waits for
 
     tell(story)
