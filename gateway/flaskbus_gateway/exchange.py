@@ -459,6 +459,7 @@ class Exchange:
         if self._pump is not None:
             self._pump.cancel()
         if self.inbound is not None:
+            self.inbound.close()
             self._board.discard(self.state, self.state.keys.inbound(self.request.id))
         if self.replies.dirty or self.has_head:
             self._board.discard(self.state, self.replies.key)
