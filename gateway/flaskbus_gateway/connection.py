@@ -65,6 +65,24 @@ for _status in HTTPStatus:
     _gunicorn._REASON_PHRASES.setdefault(_status.value, _status.phrase)
 
 
+class _BodyReceiver(_gunicorn.BodyReceiver):  # type: ignore[misc]
+    """Gives all that came: what a client sends in many small chunks would otherwise be as many frames."""
+
+    __slots__ = ()
+
+    def _pop_chunk(self) -> dict[str, Any]:
+        chunks = self._chunks
+        if len(chunks) > 1:
+            joined = b"".join(chunks)
+            chunks.clear()
+            chunks.append(joined)
+        message: dict[str, Any] = super()._pop_chunk()
+        return message
+
+
+_gunicorn.BodyReceiver = _BodyReceiver
+
+
 class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
     """One client's connection: HTTP/1, HTTP/2 or, after an upgrade, a WebSocket."""
 

@@ -495,6 +495,18 @@ def test_a_body_that_is_small_and_drips_is_no_agents_concern(bus: Bus) -> None:
         assert answer(sock)[::2] == (200, digest(b"xy"))
 
 
+def test_many_small_chunks_are_few_frames(mount: str, bus: Bus) -> None:
+    with connect(bus.broker_url) as client, request(mount, CHUNKED, path="/digest") as sock:
+
+        def pushed() -> int:
+            return int(client.info("commandstats").get("cmdstat_rpush", {}).get("calls", 0))
+
+        before = pushed()
+        sock.sendall(b"".join(chunk(BIG[at : at + 100]) for at in range(0, len(BIG), 100)) + b"0\r\n\r\n")
+        assert answer(sock)[::2] == (200, digest(BIG))
+        assert pushed() - before < len(BIG) // 100 / 10
+
+
 # Threads of the app's own
 
 
