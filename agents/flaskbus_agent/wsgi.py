@@ -119,6 +119,7 @@ class _Response:
 
     __slots__ = (
         "bodiless",
+        "complete",
         "head_sent",
         "headers",
         "held",
@@ -148,6 +149,7 @@ class _Response:
         self.received = 0
         self.held = b""  # the whole body, not sent yet
         self.head_sent = False
+        self.complete = False  # all of it was sent
         self.lost: BaseException | None = None  # what the sink raised
 
     def __str__(self) -> str:
@@ -162,7 +164,7 @@ class _Response:
     ) -> Callable[[bytes], object]:
         if exc_info:
             try:
-                if self.head_sent and exc_info[1] is not None:
+                if (self.head_sent or self.complete) and exc_info[1] is not None:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # breaks a cycle through this frame
@@ -199,8 +201,12 @@ class _Response:
             data = data[: max(self.length - before, 0)]
         if self.head_sent:
             self._chunks(data)
-        elif self.sole or (self.length is not None and self.received >= self.length):
+        elif self.complete or self.sole:
             self.held = self.held or data
+        elif self.length is not None and self.received >= self.length:
+            # The app may go on for as long as it likes.
+            self.held = data
+            self._whole()
         else:
             self._head()
             self._chunks(data)
@@ -217,9 +223,11 @@ class _Response:
                 log.warning("%s: the app sent more than its Content-Length %d", self, self.length)
         elif not self.head_sent and not self.bodiless:
             self.headers.append((b"Content-Length", b"%d" % len(self.held)))
+        if self.complete:
+            return
         if not self.head_sent:
-            if not short and len(self.held) <= self.reply_limit:
-                self._send(self.sink.reply, self.status, tuple(self.headers), self.held)
+            if not short:
+                self._whole()
                 return
             self._head()
             self._chunks(self.held)
@@ -234,6 +242,9 @@ class _Response:
         """The run ended with an error: the sink's own, which is raised again, or the app's."""
         if self.lost is not None:
             raise self.lost
+        if self.complete:
+            log.error("%s: the app failed after its response was complete", self, exc_info=error)
+            return
         if self.head_sent:
             log.error("%s: the app failed after the head was sent", self, exc_info=error)
             self._send(self.sink.fail, APP_ERROR, f"the app raised {type(error).__name__}")
@@ -247,6 +258,16 @@ class _Response:
             (b"Content-Length", b"%d" % len(ERROR_PAGE)),
         )
         self._send(self.sink.reply, 500, headers, b"" if self.method == "HEAD" else ERROR_PAGE)
+
+    def _whole(self) -> None:
+        """Send a response of which all is here."""
+        self.complete = True
+        if len(self.held) <= self.reply_limit:
+            self._send(self.sink.reply, self.status, tuple(self.headers), self.held)
+            return
+        self._head()
+        self._chunks(self.held)
+        self._send(self.sink.end)
 
     def _head(self) -> None:
         self._send(self.sink.head, self.status, tuple(self.headers))

@@ -34,6 +34,7 @@ from gunicorn.asgi import parser, protocol
 from gunicorn.asgi.websocket import CLOSE_GOING_AWAY
 from gunicorn.http2.errors import HTTP2StreamError
 
+from flaskbus import wire
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway.handshake import is_handshake, mistake
 from flaskbus_gateway.http import IS_LOST
@@ -66,16 +67,19 @@ for _status in HTTPStatus:
 
 
 class _BodyReceiver(_gunicorn.BodyReceiver):  # type: ignore[misc]
-    """Gives all that came: what a client sends in many small chunks would otherwise be as many frames."""
+    """Joins what came to pieces of a frame: what a client sends in many small chunks would be as many frames."""
 
     __slots__ = ()
 
     def _pop_chunk(self) -> dict[str, Any]:
         chunks = self._chunks
         if len(chunks) > 1:
-            joined = b"".join(chunks)
-            chunks.clear()
-            chunks.append(joined)
+            piece = [chunks.popleft()]
+            size = len(piece[0])
+            while chunks and size + len(chunks[0]) <= wire.MAX_CHUNK:
+                size += len(chunks[0])
+                piece.append(chunks.popleft())
+            chunks.appendleft(b"".join(piece) if len(piece) > 1 else piece[0])
         message: dict[str, Any] = super()._pop_chunk()
         return message
 

@@ -23,6 +23,9 @@ from flaskbus_gateway.link import AnswerError, Link, LinkError
 LOOK = 1.0
 """Seconds after which the list is looked at although no agent rang."""
 
+LOST = 0.05
+"""Seconds between two looks whether a client that has to wait is still there."""
+
 IDENTITY = 32
 """Bytes at the front of an element that tell it from every other one: its number is among them."""
 
@@ -118,12 +121,20 @@ class Inbound:
             self._check_not_closed()
             if self.is_lost():
                 raise ClientLeft("the client went away")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._credit.wait(), LOOK)
+            await self._credit_or_loss()
             self._credit.clear()
             with contextlib.suppress(LinkError, AnswerError):
                 self._waiting = await self._link.call("LLEN", self.key)
                 self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
+
+    async def _credit_or_loss(self) -> None:
+        """Wait until the agent rings, the client is gone, or it is time to look."""
+        now = self._link.loop.time
+        end = now() + LOOK
+        while (left := end - now()) > 0 and not self.is_lost():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._credit.wait(), min(left, LOST))
+                return
 
     def taken(self, agent: str) -> None:
         """The agent rang: it took something, or waits for more, which it may not have heard of."""

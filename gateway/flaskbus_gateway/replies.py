@@ -78,7 +78,7 @@ class ReplyList:
             self.look()
 
     def look(self) -> None:
-        """Fetch what is new, once the client has taken what was fetched before."""
+        """Fetch what is new. There is never more of it than the window."""
         if self._fetching:
             self._look_again = True
         else:

@@ -465,9 +465,8 @@ def failing(environ: WSGIEnvironment, start_response: StartResponse, *before: by
         yield b"sorry"
 
 
-@pytest.mark.parametrize("before", [(), (b"hello",)])
-def test_exc_info_replaces_what_was_not_sent(before: tuple[bytes, ...]) -> None:
-    calls = run(lambda environ, start_response: failing(environ, start_response, *before))
+def test_exc_info_replaces_what_was_not_sent() -> None:
+    calls = run(failing)
     assert calls == [("head", 500, ((b"X-Error", b"yes"),)), ("chunk", b"sorry"), ("end",)]
 
 
@@ -478,6 +477,12 @@ def test_exc_info_is_raised_again_after_the_head(caplog: pytest.LogCaptureFixtur
         ("chunk", b"he"),
         ("fail", APP_ERROR, "the app raised ValueError"),
     ]
+    assert "ValueError: broken" in caplog.text
+
+
+def test_exc_info_is_raised_again_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    calls = run(lambda environ, start_response: failing(environ, start_response, b"hello"))
+    assert calls == [("reply", 200, SENT_5, b"hello")]
     assert "ValueError: broken" in caplog.text
 
 
@@ -564,7 +569,6 @@ BAD: Any = None
         (answering(["text"]), "the app gave str as a part of the body, not bytes"),  # type: ignore[list-item]
         (answering(BAD), "'NoneType' object is not iterable"),
         (answering(Body(ValueError("first"))), "ValueError: first"),
-        (answering(Body(b"hello", ValueError("late")), LENGTH_5), "ValueError: late"),
         (answering(Body(SystemExit(3))), "SystemExit: 3"),
         (answering(Body(KeyboardInterrupt())), "KeyboardInterrupt"),
         (answering(Body(Cancelled())), "Cancelled"),
@@ -587,6 +591,43 @@ def test_the_500_of_a_head_request_has_no_body() -> None:
     ((_, status, headers, body),) = run(answering(Body(ValueError())), "HEAD")
     assert (status, body) == (500, b"")
     assert int(dict(headers)[b"Content-Length"]) > 0
+
+
+def test_a_response_leaves_when_its_stated_length_is_there() -> None:
+    """PEP 3333, "Buffering and Streaming": the app may go on behind it."""
+    sink = Recorder()
+    calls = sink.calls
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "4")])
+        yield b"done"
+        calls.append(("the app goes on",))
+
+    def large(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", str(MAX_CHUNK + 1))])
+        yield b"x" * (MAX_CHUNK + 1)
+        calls.append(("the app goes on",))
+        yield b"and on"
+
+    run(app, sink=sink)
+    assert [call[0] for call in calls] == ["reply", "the app goes on"]
+    calls.clear()
+    run(large, sink=sink)
+    assert [call[0] for call in calls] == ["head", "chunk", "chunk", "end", "the app goes on"]
+
+
+@pytest.mark.parametrize("late", [ValueError("late"), SystemExit()])
+def test_what_an_app_does_wrong_behind_its_response_is_logged(
+    late: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "4")])
+        yield b"done"
+        raise late
+
+    ((kind, status, _, body),) = run(app)
+    assert (kind, status, body) == ("reply", 200, b"done")
+    assert "failed after its response was complete" in caplog.text
 
 
 def test_a_body_that_breaks_off_is_no_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
