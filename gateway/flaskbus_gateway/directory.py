@@ -94,6 +94,8 @@ class Directory:
         self.states: dict[Mount, MountState] = {}
         self._states: WeakValueDictionary[Mount, MountState] = WeakValueDictionary()
         """Also of mounts that are none now, as long as exchanges of theirs are open: they may come back."""
+        self._left: set[Mount] = set()
+        """Mounts that are none now, and where requests wait that have to hear of it."""
         self.known = asyncio.Event()
         """Set after the first complete look."""
         self._troubles = Troubles(log)
@@ -171,7 +173,7 @@ class Directory:
         beats = await self._beat()
         listed = await self._listed()
         await self._look_at_memory()
-        states = {mount: self._state(mount) for mount in listed | self.states.keys()}
+        states = {mount: self._state(mount) for mount in listed | self.states.keys() | self._left}
         views = await asyncio.gather(*map(self._view, states.values()), return_exceptions=True)
         if not beats or self.link.loop.time() - began > min(STALL, self.lease / 2):
             self.forgive()
@@ -259,17 +261,22 @@ class Directory:
         if owner is None and not (self._comes_back(state) or (listed and self._is_known(state))):
             outcome = await self._forget(state)
             left = state.mount not in self.states
-            if left and outcome == b"kept" and found != b"gone" and not _read(found).pending:
+            if outcome == b"kept" and found == b"gone":
+                await self._repair(state, [])
+            elif left and outcome == b"kept" and not _read(found).pending:
                 state.removed = self.link.loop.time() >= state.may_return_until
                 self.on_change(state)
+            (self._left.add if outcome == b"kept" else self._left.discard)(state.mount)
             return False
+        self._left.discard(state.mount)
         if owner is not None:
             state.missing_since, state.removed = None, False
             if not listed:
                 log.warning("%s was struck off the list of mounts; it is listed again", state.mount.name)
                 await self.link.script("enlist", [self.keys.mounts], [state.mount.key])
         if found == b"gone":
-            await self._repair(state)
+            # It may have been removed between two answers of this look.
+            await self._repair(state, [] if owner is None else [state.keys.owner])
             found = [0, 0, []]
         # Agents have ASCII names; another consumer's is nobody that could be found dead.
         state.holders = {name.decode(): int(count) for name, count in found[2] if name.isascii()}
@@ -335,9 +342,10 @@ class Directory:
             log.info("%s is no longer mounted", state.mount.name)
         return bytes(outcome)
 
-    async def _repair(self, state: MountState) -> None:
+    async def _repair(self, state: MountState, claimed: list[str]) -> None:
         while True:
-            outcome, entries = await self.link.script("repair", [state.keys.requests], [GROUP, 100])
+            keys = [state.keys.requests, *claimed]
+            outcome, entries = await self.link.script("repair", keys, [GROUP, 100])
             if outcome != b"doubtful":
                 return
             log.warning(

@@ -421,6 +421,14 @@ class TestRepair:
         assert self.repair(client) == [b"mended", []]
         assert len(client.xinfo_groups(M.requests)) == 1
 
+    def test_left(self, client: Client) -> None:
+        """It was removed after it was seen to be claimed: no stream comes back that would take requests."""
+        assert run_script(client, "repair", [M.requests, M.owner], [GROUP, 10]) == [b"left", []]
+        assert client.keys("*") == []
+        claim(client, "shop:app")
+        client.delete(M.requests)
+        assert run_script(client, "repair", [M.requests, M.owner], [GROUP, 10]) == [b"mended", []]
+
     def test_doubtful_until_all_entries_are_answered_for(self, client: Client, entry: bytes) -> None:
         client.xadd(M.requests, {"id": "r2"})
         client.xgroup_destroy(M.requests, GROUP)
