@@ -177,17 +177,20 @@ def _tls_refusal(node: Node, address: Address) -> str:
         pass
     context = tls_context(address)
     assert context is not None
-    try:
-        with (
-            socket.create_connection(node, 1.0) as plain,
-            context.wrap_socket(plain, server_hostname=node[0]) as tls,
-        ):
-            tls.sendall(b"PING\r\n")
-            tls.recv(1)  # in TLS 1.3 a client hears here that its certificate is not wanted
-    except ssl.SSLError as error:
-        return _tls_trouble(error)
-    except OSError:
-        pass
+    for _ in range(3):  # a reset may overtake what the broker says
+        try:
+            with (
+                socket.create_connection(node, 1.0) as plain,
+                context.wrap_socket(plain, server_hostname=node[0]) as tls,
+            ):
+                tls.sendall(b"PING\r\n")
+                tls.recv(1)  # in TLS 1.3 a client hears here that its certificate is not wanted
+                return ""
+        except ssl.SSLError as error:
+            if what := _tls_trouble(error):
+                return what
+        except OSError:
+            pass
     return ""
 
 
