@@ -21,7 +21,7 @@ from flaskbus.routing import Mount
 from flaskbus.wire import MAX_INLINE
 from tests.conftest import Broker
 from tests.faults import site
-from tests.integration.fleet import Fleet, Program, eventually
+from tests.integration.fleet import Fleet, Program, eventually, whole_lines
 
 APP = '''
 import hashlib, os, wsgiref.validate
@@ -78,7 +78,7 @@ class Uploads:
 
     def said(self) -> list[str]:
         ledger = self.fleet.directory / "takes"
-        return ledger.read_text().splitlines() if ledger.exists() else []
+        return whole_lines(ledger) if ledger.exists() else []
 
     def says(self, start: str, count: int = 1) -> None:
         eventually(

@@ -57,6 +57,11 @@ def eventually(condition: Callable[[], Any], what: str = "", seconds: float = 30
     return value
 
 
+def whole_lines(path: Path) -> list[str]:
+    """What others append to a file, but for a last line of which only a part is there yet."""
+    return path.read_text().split("\n")[:-1]
+
+
 class Program:
     """One of the commands, in a session of its own; ``inside`` is what it is started with."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import Broker, free_port, start_broker, stop_broker
-from tests.integration.fleet import Fleet, Program, eventually
+from tests.integration.fleet import Fleet, Program, eventually, whole_lines
 from tests.integration.test_gateway_process import make_certificate, trusting
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ class Place:
         )
 
     def noted(self, token: str) -> list[dict[str, Any]]:
-        lines = self.fleet.ledger.read_text().splitlines()
+        lines = whole_lines(self.fleet.ledger)
         return [fact for line in lines if (fact := json.loads(line))["token"] == token]
 
     def made(self, token: str) -> int:

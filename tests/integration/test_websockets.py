@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from flaskbus.signing import make_key
 from tests.conftest import Broker, start_broker, stop_broker
-from tests.integration.fleet import LEASE, Fleet, Program, eventually
+from tests.integration.fleet import LEASE, Fleet, Program, eventually, whole_lines
 
 ROOT = Path(__file__).parents[2]
 WINDOW = 256 * 1024
@@ -64,7 +64,7 @@ class Place:
 
     def noted(self, token: str) -> list[dict[str, Any]]:
         """What the app noted of one connection."""
-        lines = self.fleet.ledger.read_text().splitlines()
+        lines = whole_lines(self.fleet.ledger)
         return [fact for line in lines if (fact := json.loads(line))["token"] == token]
 
     def noted_at_last(self, token: str, key: str, value: object = None) -> dict[str, Any]:
