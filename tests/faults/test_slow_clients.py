@@ -50,6 +50,8 @@ import itertools, wsgiref.validate
 
 @wsgiref.validate.validator
 def app(environ, start_response):
+    while environ["wsgi.input"].read(65536):
+        pass
     start_response("200 OK", [("Content-Type", "text/plain")])
     if environ["PATH_INFO"] == "/endless":
         return endless()
