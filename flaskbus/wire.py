@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -83,16 +84,20 @@ def _flatten(headers: Headers) -> list[bytes]:
     return [part for pair in headers for part in pair]
 
 
+_BYTES = {bytes}
+
+
 def _pair(flat: Any) -> Headers:
     if type(flat) is not list or len(flat) % 2:
         raise WireError("headers are not name-value pairs")
-    for part in flat:
-        if type(part) is not bytes:
-            raise WireError("a header is not bytes")
+    if not set(map(type, flat)) <= _BYTES:
+        raise WireError("a header is not bytes")
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _check(values: Sequence[Any], types: tuple[type, ...], what: str) -> None:
+    if tuple(map(type, values[: len(types)])) == types:
+        return
     # A newer neighbour may append members; never fewer, and never other types.
     if len(values) < len(types):
         raise WireError(f"{what} has {len(values)} members, {len(types)} expected")
@@ -135,15 +140,44 @@ def encode_request(request: Request) -> list[str | bytes | int]:
     return fields
 
 
+def request_template(request: Request) -> list[str | bytes | int | None]:
+    """The same, with ``None`` for what differs between the requests of a client that repeats its headers.
+
+    That is id, method, target and the body in msgpack, in this order.
+    """
+    fields: list[str | bytes | int | None] = [*encode_request(request)]
+    for name in ("id", "method", "target", "body"):
+        fields[fields.index(name) + 1] = None
+    return fields
+
+
 _HEAD_TYPES = (int, str, str, str, int, str, int, str, list)
+
+
+_DecodedHead = tuple[int, str, str, tuple[str, int], tuple[str, int], str, Headers]
+
+
+def _decode_head(data: bytes) -> _DecodedHead:
+    head = _array(data, MAX_HEAD, "head")
+    _check(head, _HEAD_TYPES, "head")
+    version, scheme, http_version, host, port, server, server_port, script_name, flat, *_ = head
+    return version, scheme, http_version, (host, port), (server, server_port), script_name, _pair(flat)
+
+
+REPEATED = 2048
+"""Bytes up to which a head that was read is remembered: a client repeats its own to the byte."""
+
+_known_head = lru_cache(256)(_decode_head)
 
 
 def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
     """An entry's flat fields and values -> :class:`~flaskbus.messages.Request`; ``max_body`` in bytes."""
     entry = dict(zip(fields[::2], fields[1::2], strict=False))
     try:
-        head = _array(entry[b"head"], MAX_HEAD, "head")
-        _check(head, _HEAD_TYPES, "head")
+        head = entry[b"head"]
+        version, scheme, http_version, client, server, script_name, headers = (
+            _known_head(head) if len(head) <= REPEATED else _decode_head(head)
+        )
         body = _unpack(entry[b"body"], max_body + 16, max_array=0)
         if type(body) is not bytes:
             raise WireError("body is not bytes")
@@ -161,15 +195,15 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
             ttl=int(entry[b"ttl"]),
             attempt=int(entry[b"attempt"]),
             traceparent=entry.get(b"traceparent", b"").decode("latin-1"),
-            scheme=head[1],
-            http_version=head[2],
-            client=(head[3], head[4]),
-            server=(head[5], head[6]),
-            script_name=head[7],
-            headers=_pair(head[8]),
+            scheme=scheme,
+            http_version=http_version,
+            client=client,
+            server=server,
+            script_name=script_name,
+            headers=headers,
             body=body,
             inbound=entry.get(b"inbound", b"").decode("ascii"),
-            version=head[0],
+            version=version,
             idempotency=record.decode("ascii"),
         )
     except KeyError as error:
@@ -239,25 +273,28 @@ def _members(frame: Frame) -> list[Any]:
 
 
 _FRAME_TYPES: dict[int, tuple[type, ...]] = {
-    HEAD: (int, list, str),
-    CHUNK: (bytes,),
-    END: (),
-    FAILURE: (str, str),
-    REPLY: (int, list, bytes),
-    MESSAGE: (bool, bool, bytes),
-    CLOSE: (int, str),
+    kind: (int, int, int, int, *types)
+    for kind, types in {
+        HEAD: (int, list, str),
+        CHUNK: (bytes,),
+        END: (),
+        FAILURE: (str, str),
+        REPLY: (int, list, bytes),
+        MESSAGE: (bool, bool, bytes),
+        CLOSE: (int, str),
+    }.items()
 }
 
 
 def decode_frame(data: bytes, *, max_size: int) -> Frame:
     """One list element -> frame; ``max_size`` in bytes."""
     members = _array(data, max_size, "frame")
-    _check(members, (int, int, int, int), "frame")
-    _, kind, attempt, seq, *rest = members
+    kind = members[1] if len(members) > 1 and type(members[1]) is int else END
     types = _FRAME_TYPES.get(kind)
     if types is None:
         raise WireError(f"frame of unknown kind {kind}")
-    _check(rest, types, "frame")
+    _check(members, types, "frame")
+    _, _, attempt, seq, *rest = members
     if kind == REPLY:
         return Reply(attempt, seq, _status(rest[0]), _pair(rest[1]), rest[2])
     if kind == CHUNK:

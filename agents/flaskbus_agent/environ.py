@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import werkzeug.wsgi
 
-from flaskbus.messages import Request
+from flaskbus.messages import Headers, Request
 from flaskbus.wire import MAX_CHUNK
 
 if TYPE_CHECKING:
@@ -54,22 +54,30 @@ def build_environ(
         "flaskbus.request_id": request.id,
         "flaskbus.attempt": request.attempt,
     }
-    repeated: dict[str, list[str]] = {}
-    for name, value in request.headers:
-        key = _environ_key(name)
-        if not key:
-            continue
-        if key in environ:
-            repeated.setdefault(key, [environ[key]]).append(value.decode("latin-1"))
-        else:
-            environ[key] = value.decode("latin-1")
-    for key, values in repeated.items():
-        environ[key] = _joined(key, values)
+    environ.update(_variables(request.headers))
     # A body that is here whole has a known length, whatever framing brought it.
     if not request.inbound and (request.body or "CONTENT_LENGTH" in environ):
         environ["CONTENT_LENGTH"] = str(len(request.body))
     environ["SERVER_NAME"], environ["SERVER_PORT"] = _server(request, environ.get("HTTP_HOST", ""))
     return environ
+
+
+@lru_cache(256)
+def _variables(headers: Headers) -> WSGIEnvironment:
+    """What the headers are in the environ; not to be changed, for a client repeats its own."""
+    variables: WSGIEnvironment = {}
+    repeated: dict[str, list[str]] = {}
+    for name, value in headers:
+        key = _environ_key(name)
+        if not key:
+            continue
+        if key in variables:
+            repeated.setdefault(key, [variables[key]]).append(value.decode("latin-1"))
+        else:
+            variables[key] = value.decode("latin-1")
+    for key, values in repeated.items():
+        variables[key] = _joined(key, values)
+    return variables
 
 
 def _decoded(path: str) -> str:

@@ -128,6 +128,11 @@ class Queue:
             if took is not None:
                 self.work = took if self.work is None else self.work + LATEST * (took - self.work)
 
+    def goes_by(self, before: object, now: object) -> None:
+        """An exchange goes by another name."""
+        if self.probe is before:
+            self.probe = now
+
     def goes_on(self, now: float, held: float) -> None:
         """Requests are taken again, or for the first time: until ``now``, they were not for ``held`` seconds."""
         self.alive_since, self.held, self.probe = now, held, None

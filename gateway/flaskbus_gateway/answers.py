@@ -6,6 +6,8 @@ from typing import Any
 
 Answer = Any
 Command = tuple[Any, ...]
+Packed = bytes
+"""A command as it travels."""
 
 
 class LinkError(ConnectionError):

@@ -18,7 +18,9 @@ from flaskbus_gateway.directory import MountState
 from flaskbus_gateway.exchange import ClientGone, Exchange, StreamEnded
 from flaskbus_gateway.forwarding import TrustedProxies
 from flaskbus_gateway.http import (
+    BEGUN,
     IS_LOST,
+    PROMPTS,
     Incoming,
     Receive,
     Scope,
@@ -29,6 +31,8 @@ from flaskbus_gateway.http import (
     relayed_headers,
     stated_length,
 )
+from flaskbus_gateway.link import Answer
+from flaskbus_gateway.prompt import Begun, Prompts
 from flaskbus_gateway.switchboard import Switchboard
 from flaskbus_gateway.websocket import ANSWER_BODY, Origins, WebSocket, as_request, begin_answer
 
@@ -56,6 +60,7 @@ class Gateway:
         self.origins = Origins(settings.websocket_origins)
         self.board: Switchboard | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self.prompts: Prompts | None = None
         self._young: list[tuple[Exchange, Receive]] = []
         self._streams: dict[Exchange, Boundaries] = {}
         """Responses on their way that have event boundaries."""
@@ -73,7 +78,8 @@ class Gateway:
     # Life
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.get("state", {})[END_STREAMS] = self.end_streams
+        state = scope.get("state", {})
+        state[END_STREAMS] = self.end_streams
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -82,6 +88,7 @@ class Gateway:
                 except errors.OperatorError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
+                state[PROMPTS] = self.prompts
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.close()
@@ -101,6 +108,7 @@ class Gateway:
                 await board.close()
                 raise
             self.board = board
+            self.prompts = Prompts(board, self.proxies, lambda begun: self._take_back_soon(board, *begun))
             self._watcher = asyncio.get_running_loop().create_task(self._watch_clients())
 
     async def close(self) -> None:
@@ -136,15 +144,19 @@ class Gateway:
             await send({"type": "http.response.body", "body": b""})
             return
         try:
-            state, request = await self._accept(board, scope, receive)
-            exchange = Exchange(board, state, request)
-            board.open(exchange)
-            if request.inbound:
+            begun: Begun | None = (scope.get("extensions") or {}).get(BEGUN)
+            if begun is None:
+                state, request = await self._accept(board, scope, receive)
+                exchange = Exchange(board, state, request)
+                board.open(exchange)
+            else:
+                exchange = begun.exchange
+            if exchange.request.inbound:
                 await exchange.send()
                 self._send_rest(exchange, scope, receive)
             else:
                 self._young.append((exchange, receive))
-                await exchange.send()
+                await exchange.send(None if begun is None else begun.sent)
             head = await exchange.head()
             board.got_head(exchange)
             started = True
@@ -162,7 +174,7 @@ class Gateway:
             if started:
                 # The client must not take what it has for the whole: a server breaks the connection off when
                 # its app returns in the middle of a response.
-                log.warning("%s ended early: %s", request.target, error)
+                log.warning("%s ended early: %s", scope["path"], error)
             else:
                 await self._answer(error, exchange, scope, send)
         except ClientGone:
@@ -172,7 +184,7 @@ class Gateway:
                 if exchange.ended:
                     board.close_exchange(exchange)
                 else:
-                    board.spawn(self._take_back(board, exchange), last_act=True)
+                    self._take_back_soon(board, exchange)
 
     # WebSockets
 
@@ -220,7 +232,7 @@ class Gateway:
                 if exchange.ended:
                     board.close_exchange(exchange)
                 else:
-                    board.spawn(self._take_back(board, exchange), last_act=True)
+                    self._take_back_soon(board, exchange)
 
     async def _deny(
         self, error: errors.BusError, exchange: Exchange | None, scope: Scope, send: Send
@@ -405,9 +417,21 @@ class Gateway:
 
     # Clients that go away
 
-    async def _take_back(self, board: Switchboard, exchange: Exchange) -> None:
-        """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield."""
+    def _take_back_soon(
+        self, board: Switchboard, exchange: Exchange, sent: asyncio.Future[Answer] | None = None
+    ) -> None:
+        board.spawn(self._take_back(board, exchange, sent), last_act=True)
+
+    async def _take_back(
+        self, board: Switchboard, exchange: Exchange, sent: asyncio.Future[Answer] | None
+    ) -> None:
+        """Nobody waits any longer: queued work is withdrawn, and a running stream ends at its next yield.
+
+        ``sent`` is the broker's answer to the request, where it may not have come yet.
+        """
         exchange.forget_request()
+        if sent is not None:
+            await exchange.await_entry(sent)
         delay = 0.1
         while await exchange.withdraw() == "unreachable":
             # Else it would run for nobody, and its reply would lie there until its list expires.
@@ -425,6 +449,8 @@ class Gateway:
         """Start listening for the end of the client in every exchange that lasts."""
         while True:
             await asyncio.sleep(WATCH_AFTER)
+            if self.prompts is not None:
+                self.prompts.hurry(asyncio.get_running_loop().time())
             young, self._young = self._young, []
             for exchange, receive in young:
                 board = self.board

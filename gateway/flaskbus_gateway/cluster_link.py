@@ -33,7 +33,7 @@ from flaskbus.cluster import (
     slot_of,
 )
 from flaskbus.errors import StartError
-from flaskbus_gateway.answers import Answer, AnswerError, Command, LinkDown
+from flaskbus_gateway.answers import Answer, AnswerError, Command, LinkDown, Packed
 from flaskbus_gateway.finding import ClusterNodes, finder_of
 from flaskbus_gateway.link import Link, NodeLink, log
 
@@ -61,7 +61,7 @@ def link_to(
 class _Errand(asyncio.Future[Any]):
     """A command on its way, and the future of its answer. ``slot`` is None where any node can take it."""
 
-    def __init__(self, command: Command, slot: int | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, command: Command | Packed, slot: int | None, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self.command = command
         self.slot = slot
@@ -239,6 +239,9 @@ class ClusterLink:
         key = key_of(command)
         return self._give(command, None if key is None else slot_of(key))
 
+    def send(self, key: str, packed: bytes) -> asyncio.Future[Answer]:
+        return self._give(packed, slot_of(key))
+
     def tell(self, *command: str | bytes | int) -> None:
         self.call(*command).add_done_callback(_forgotten)
 
@@ -256,7 +259,7 @@ class ClusterLink:
         await self._give(("SCRIPT", "LOAD", script_source(name)), slot)
         return await self._give(command, slot)
 
-    def _give(self, command: Command, slot: int | None) -> _Errand:
+    def _give(self, command: Command | Packed, slot: int | None) -> _Errand:
         errand = _Errand(command, slot, self.loop)
         if slot in self._moving:
             self._moving[slot].append(errand)

@@ -37,7 +37,8 @@ from gunicorn.http2.errors import HTTP2StreamError
 from flaskbus import wire
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway.handshake import is_handshake, mistake
-from flaskbus_gateway.http import IS_LOST
+from flaskbus_gateway.http import IS_LOST, SERVER
+from flaskbus_gateway.prompting import PromptConnection
 from flaskbus_gateway.websocket_protocol import UNANSWERED, WebSocketProtocol
 
 if TYPE_CHECKING:
@@ -56,9 +57,6 @@ LINGER_ON = 30.0
 
 CLOSE = (b"connection", b"close")
 """With this header an app ends its client's connection."""
-
-SERVER = b"flaskbus"
-"""Names us in responses whose app names nobody."""
 
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
 for _status in HTTPStatus:
@@ -87,10 +85,9 @@ class _BodyReceiver(_gunicorn.BodyReceiver):  # type: ignore[misc]
 _gunicorn.BodyReceiver = _BodyReceiver
 
 
-class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
+class Connection(PromptConnection):
     """One client's connection: HTTP/1, HTTP/2 or, after an upgrade, a WebSocket."""
 
-    worker: Worker
     _callback_parser: Any
 
     def __init__(self, worker: Worker) -> None:
@@ -381,12 +378,6 @@ class Connection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
                     break
 
     # The end
-
-    def _leave(self) -> None:
-        """Close a connection that has no exchange."""
-        self._close_transport()
-        if self._request_ready is not None:
-            self._request_ready.set()
 
     def _close_transport(self) -> None:
         receiver = self._body_receiver

@@ -35,7 +35,7 @@ from flaskbus.messages import (
 )
 from flaskbus_gateway.http import Receive
 from flaskbus_gateway.inbound import ClientLeft, Inbound
-from flaskbus_gateway.link import AnswerError, LinkError, LinkLost
+from flaskbus_gateway.link import Answer, AnswerError, LinkError, LinkLost
 from flaskbus_gateway.replies import ReplyList
 from flaskbus_gateway.sending import send
 from flaskbus_gateway.waiting import Waiter
@@ -137,10 +137,10 @@ class Exchange:
 
     # Sending
 
-    async def send(self) -> None:
-        """Put the request on the stream of its mount."""
+    async def send(self, begun: asyncio.Future[Answer] | None = None) -> None:
+        """Put the request on the stream of its mount; what has ``begun`` already is the broker's answer to that."""
         try:
-            sent = await send(self._board, self.state, self.request)
+            sent = await send(self._board, self.state, self.request, begun)
         except LinkLost:
             # It may be in the stream: the reply, or a look at the stream, will tell.
             self.replies.dirty = self.adrift = True
@@ -152,6 +152,12 @@ class Exchange:
                 self.replies.frames.append(sent)
             else:
                 self.entry_id = sent
+
+    async def await_entry(self, sent: asyncio.Future[Answer]) -> None:
+        """Wait until the broker has answered the request, or the link broke; not to be sent again."""
+        await asyncio.wait((sent,))
+        if not sent.cancelled() and sent.exception() is None:
+            self.entry_id = self.entry_id or sent.result()
 
     # Receiving
 

@@ -18,6 +18,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+SERVER = b"flaskbus"
+"""Names us in responses whose app names nobody."""
+
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -34,54 +37,40 @@ HOP_BY_HOP = frozenset(
 # ``Proxy`` is nobody's header, and as HTTP_PROXY it would choose the proxy of what an app runs (CVE-2016-5385).
 _REMOVED = HOP_BY_HOP | FORWARDING | {b"expect", b"http2-settings", b"proxy"}
 
+PROMPTS = "flaskbus.prompts"
+"""Where the state of the lifespan has the gateway's :class:`~flaskbus_gateway.prompt.Prompts`."""
+
+BEGUN = "flaskbus.begun"
+"""The extension of a scope whose request is a prompt exchange that is served otherwise from now on."""
+
 IS_LOST = "flaskbus.is_lost"
 """The extension of a scope that says whether the connection of its request is lost: ``() -> bool``."""
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Incoming:
-    """What of a request can be told before its mount is known."""
+class Fields:
+    """What the header of a request says beside its target, with no regard to its mount.
 
-    __slots__ = (
-        "client",
-        "content_length",
-        "headers",
-        "host",
-        "path",
-        "prefix",
-        "scheme",
-        "server",
-        "target",
-        "traceparent",
-    )
+    ``client`` is the peer's address; where that is one of the ``proxies``, it is believed who its own client is.
+    """
 
-    def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
-        raw_path: bytes | None = scope.get("raw_path")
-        self.path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
-        self.client = _address(scope.get("client"))
-        self.server = _address(scope.get("server"))
-        # Over HTTP/2 it is what the client says.
-        self.scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
+    __slots__ = ("client", "content_length", "headers", "host", "prefix", "scheme", "traceparent")
+
+    def __init__(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        http_version: str,
+        client: tuple[str, int],
+        scheme: str,
+        proxies: TrustedProxies,
+    ) -> None:
+        self.client = client
+        self.scheme = scheme
         self.prefix = ""
         self.content_length: int | None = None
-        self.host = ""
         self.traceparent = ""
         """The client's trace context (W3C Trace Context), if it is one."""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self._read_headers(scope["headers"], scope["http_version"], proxies)
-        if not self.path.startswith("/"):
-            check_host(self.host)
-            self.path, self.host = origin_form(self.path, self.host)
-            self.headers = [(b"host", self.host.encode("latin-1")), *_without_host(self.headers)]
-        query: bytes = scope["query_string"]
-        # A prefix that a proxy took off was part of what the client asked for.
-        target = self.prefix + self.path
-        self.target = f"{target}?{query.decode('latin-1')}" if query else target
-
-    def _read_headers(
-        self, headers: Iterable[tuple[bytes, bytes]], http_version: str, proxies: TrustedProxies
-    ) -> None:
         kept: list[tuple[bytes, bytes]] = []
         forwarding: list[tuple[bytes, bytes]] = []
         named: set[bytes] = set()
@@ -131,10 +120,34 @@ class Incoming:
         self.headers.extend((name, value.encode("latin-1")) for name, value in said)
 
 
-def _address(end: object) -> tuple[str, int]:
+class Incoming(Fields):
+    """What of a request can be told before its mount is known."""
+
+    __slots__ = ("path", "server", "target")
+
+    def __init__(self, scope: Scope, proxies: TrustedProxies) -> None:
+        raw_path: bytes | None = scope.get("raw_path")
+        self.path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
+        self.server = address(scope.get("server"))
+        # Over HTTP/2 it is what the client says.
+        scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
+        super().__init__(
+            scope["headers"], scope["http_version"], address(scope.get("client")), scheme, proxies
+        )
+        if not self.path.startswith("/"):
+            check_host(self.host)
+            self.path, self.host = origin_form(self.path, self.host)
+            self.headers = [(b"host", self.host.encode("latin-1")), *_without_host(self.headers)]
+        query: bytes = scope["query_string"]
+        # A prefix that a proxy took off was part of what the client asked for.
+        target = self.prefix + self.path
+        self.target = f"{target}?{query.decode('latin-1')}" if query else target
+
+
+def address(end: object) -> tuple[str, int]:
     """One end of the connection. A Unix socket's has neither name nor port, whatever the server makes of its path."""
     match end:
-        case [str(host), int(port)]:
+        case [str(host), int(port), *_]:
             return host, port
     return "", 0
 
@@ -162,7 +175,7 @@ def relayed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     lengths = []
     for name, value in headers:
         lower = name.lower()
-        if lower in HOP_BY_HOP or not _TOKEN(name) or _BREAKING(value):
+        if lower in HOP_BY_HOP or not is_token(name) or _BREAKING(value):
             continue
         if lower == b"content-length":
             lengths.append(value)
@@ -177,7 +190,7 @@ def stated_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
 
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _BREAKING = re.compile(rb"[\r\n\0]").search
 
 

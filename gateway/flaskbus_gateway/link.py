@@ -34,7 +34,7 @@ from flaskbus.errors import StartError
 from flaskbus.resp import pack
 from flaskbus_gateway.answers import Answer as Answer
 from flaskbus_gateway.answers import AnswerError as AnswerError
-from flaskbus_gateway.answers import Command, LinkDown, LinkError, LinkLost
+from flaskbus_gateway.answers import Command, LinkDown, LinkError, LinkLost, Packed
 from flaskbus_gateway.finding import Finder, credentials
 
 __all__ = ["Answer", "AnswerError", "Link", "LinkDown", "LinkError", "LinkLost", "NodeLink"]
@@ -75,6 +75,9 @@ class Link(Protocol):
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Answer]:
         """Send a command; its future holds the answer, :class:`AnswerError` or :class:`LinkError`."""
+
+    def send(self, key: str, packed: bytes) -> asyncio.Future[Answer]:
+        """The same for a command that is packed already, and about this key."""
 
     def tell(self, *command: str | bytes | int) -> None:
         """Send a command whose answer nobody needs; nothing happens where the link is down."""
@@ -275,12 +278,16 @@ class NodeLink(asyncio.Protocol):
     # Commands
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Answer]:
-        if not self.up.is_set():
-            future: asyncio.Future[Answer] = self.loop.create_future()
-            future.set_exception(LinkDown(f"broker {self.called} is not connected"))
-            future.exception()  # a caller need not look
-            return future
-        return self._send(command)
+        return self._send(command) if self.up.is_set() else self._not_sent()
+
+    def send(self, key: str, packed: bytes) -> asyncio.Future[Answer]:
+        return self._send(packed) if self.up.is_set() else self._not_sent()
+
+    def _not_sent(self) -> asyncio.Future[Answer]:
+        future: asyncio.Future[Answer] = self.loop.create_future()
+        future.set_exception(LinkDown(f"broker {self.called} is not connected"))
+        future.exception()  # a caller need not look
+        return future
 
     def each(self) -> Sequence[Link]:
         return (self,)
@@ -300,23 +307,25 @@ class NodeLink(asyncio.Protocol):
             self._write(command)
             self._waiting.append(None)
 
-    def post(self, future: asyncio.Future[Answer], command: Command, *, asking: bool = False) -> None:
+    def post(
+        self, future: asyncio.Future[Answer], command: Command | Packed, *, asking: bool = False
+    ) -> None:
         """Send a command whose answer is for this future; ``asking`` also where its slot is only on its way here."""
         if asking:
             self.tell("ASKING")
         self._write(command)
         self._waiting.append(future)
 
-    def _send(self, command: Command) -> asyncio.Future[Answer]:
+    def _send(self, command: Command | Packed) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = self.loop.create_future()
         self._write(command)
         self._waiting.append(future)
         return future
 
-    def _write(self, command: Command) -> None:
+    def _write(self, command: Command | Packed) -> None:
         if not self._out:
             self.loop.call_soon(self._flush)
-        self._out.append(pack(command))
+        self._out.append(command if isinstance(command, bytes) else pack(command))
 
     def _flush(self) -> None:
         out = self._out

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import randrange
+from typing import Protocol
 
 from flaskbus import errors, letters, wire
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
@@ -39,6 +40,13 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 GLANCE = 1 << 20
 """Bytes of waiting requests after which one look for vanished ones ends: copying them blocks the broker."""
+
+
+class Sent(Protocol):
+    """What a gateway sent, and where it is in the stream, as far as that is known."""
+
+    @property
+    def entry_id(self) -> bytes | None: ...
 
 
 class Reaper:
@@ -153,7 +161,7 @@ class Reaper:
         await self._withdraw_all(state, process, lambda _: None)
 
     async def look_for_ghosts(
-        self, state: MountState, process: str, mine: Callable[[str], Exchange | None]
+        self, state: MountState, process: str, mine: Callable[[str], Sent | None]
     ) -> None:
         """Withdraw what this gateway, ``process``, sent and does not wait for any more.
 
@@ -164,7 +172,7 @@ class Reaper:
             await self._withdraw_all(state, process, mine)
 
     async def _withdraw_all(
-        self, state: MountState, process: str, awaited: Callable[[str], Exchange | None]
+        self, state: MountState, process: str, awaited: Callable[[str], Sent | None]
     ) -> None:
         start = "-"
         while True:

@@ -9,34 +9,38 @@ from flaskbus import errors
 from flaskbus.messages import Reply, Request
 from flaskbus_gateway.entries import encode, refused
 from flaskbus_gateway.idempotency import send_once
-from flaskbus_gateway.link import AnswerError, LinkDown
+from flaskbus_gateway.link import Answer, AnswerError, LinkDown
 
 if TYPE_CHECKING:
     from flaskbus_gateway.mounts import MountState
     from flaskbus_gateway.switchboard import Switchboard
 
 
-async def send(board: Switchboard, state: MountState, request: Request) -> bytes | Reply:
+async def send(
+    board: Switchboard, state: MountState, request: Request, begun: asyncio.Future[Answer] | None = None
+) -> bytes | Reply:
     """Put a request on the stream of its mount; the entry that it has there.
+
+    What has ``begun`` already is the broker's answer to that.
 
     With an Idempotency-Key that was used before, it is not sent, and the first answer is returned. Raises
     :class:`~flaskbus_gateway.link.LinkLost` where nobody knows whether it is there, and
     :class:`~flaskbus.errors.BusError` where it surely is not.
     """
-    entry = encode(request, state.seal)
     # A stream without its group would take requests that nobody can read.
-    command = ("XADD", state.keys.requests, "NOMKSTREAM", "*", *entry)
+    command = ("XADD", state.keys.requests, "NOMKSTREAM", "*", *encode(request, state.seal))
     deadline = board.now() + board.BROKER_WAIT
     while True:
         try:
             sent: bytes | Reply | None
             if request.idempotency:
                 sent = await send_once(
-                    board.link, state.keys, request, entry,
+                    board.link, state.keys, request, command[4:],
                     life=state.policy.ttl if state.policy else 0, max_frame=board.max_frame, seal=state.seal,
                 )  # fmt: skip
             else:
-                sent = await board.link.call(*command)
+                sending, begun = begun or board.link.call(*command), None
+                sent = await sending
         except LinkDown as error:
             if board.now() > deadline:
                 raise errors.BrokerUnavailable(str(error), retry_after=1) from None

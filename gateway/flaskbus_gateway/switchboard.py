@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flaskbus import __version__, errors, wire
 from flaskbus.keys import LIST_TTL_MS, Keys
@@ -30,6 +30,9 @@ from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.link import Answer, AnswerError, LinkError
 from flaskbus_gateway.peers import Peers, stem
 from flaskbus_gateway.reaper import Reaper
+
+if TYPE_CHECKING:
+    from flaskbus_gateway.prompt import Prompt
 
 log = logging.getLogger("flaskbus.gateway")
 
@@ -60,6 +63,8 @@ class Switchboard:
         self.keys = Keys(settings.namespace)
         self.max_frame = wire.max_frame(settings.reply_limit)
         self.exchanges: dict[str, Exchange] = {}
+        self.prompts: dict[str, Prompt] = {}
+        """Requests that have no exchange yet."""
         self._incarnation = ""
         self._serial = 0
         self._prefix = stem(self.process)
@@ -153,6 +158,11 @@ class Switchboard:
         self.exchanges[exchange.request.id] = exchange
         exchange.state.queue.sent(exchange, exchange.started)
 
+    def take_over(self, prompt: Prompt, exchange: Exchange) -> None:
+        """The exchange of a prompt request."""
+        self.exchanges[prompt.id] = exchange
+        prompt.state.queue.goes_by(prompt, exchange)
+
     def close_exchange(self, exchange: Exchange) -> None:
         """Forget the exchange, and remove what lies on the broker of it."""
         if self.exchanges.pop(exchange.request.id, None) is not None:
@@ -212,6 +222,9 @@ class Switchboard:
         for request_id in ring.ids:
             exchange = self.exchanges.get(request_id)
             if exchange is None:
+                prompt = self.prompts.get(request_id)
+                if prompt is not None:
+                    prompt.ring(ring.frame)
                 continue
             if ring.taker:
                 exchange.taken(ring.taker)
@@ -219,13 +232,14 @@ class Switchboard:
                 exchange.ring(ring.frame)
 
     def _link_is_up(self) -> None:
+        self._settle_prompts()
         if self.link.incarnation != self._incarnation:
             self._incarnation = self.link.incarnation
             for exchange in self.exchanges.values():
                 if exchange.adrift or exchange.entry_id is not None:
                     exchange.doubtful = True
         for state in self.directory.states.values():
-            self.spawn(self.reaper.look_for_ghosts(state, self.process, self.exchanges.get))
+            self.spawn(self.reaper.look_for_ghosts(state, self.process, self._awaited))
         self._collect()
         self.directory.forgive()
         self.directory.refresh()
@@ -236,12 +250,22 @@ class Switchboard:
         self.directory.refresh()
         self._look_at_all()
 
+    def _awaited(self, request_id: str) -> Exchange | Prompt | None:
+        return self.exchanges.get(request_id) or self.prompts.get(request_id)
+
+    def _settle_prompts(self) -> None:
+        """Something happened for which there have to be exchanges."""
+        for prompt in tuple(self.prompts.values()):
+            prompt.serve_otherwise()
+
     def _look_at_all(self) -> None:
+        self._settle_prompts()
         for exchange in self.exchanges.values():
             exchange.look()
 
     def _mount_changed(self, state: MountState) -> None:
         if state.failing or state.removed:
+            self._settle_prompts()
             for exchange in self.exchanges.values():
                 if exchange.state is state:
                     exchange.poke()
@@ -261,6 +285,7 @@ class Switchboard:
             self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
 
     async def _agent_died(self, state: MountState, consumer: str) -> None:
+        self._settle_prompts()
         by_entry = {item.entry_id: item for item in self.exchanges.values() if item.state is state}
         await self._observe_peers()
         await self.reaper.agent_died(state, consumer, by_entry.get)

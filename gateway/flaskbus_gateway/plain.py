@@ -1,0 +1,134 @@
+"""HTTP/1.1 that needs no state: a request that came as a whole and asks for an answer and no more. Pure.
+
+Most are of this kind, and a regular expression reads them in a fraction of the time of a parser which can stop at
+any byte. What is read here is a part of what gunicorn's parser takes, in the same sense; the rest is left to that:
+what is wrong or ambiguous, HTTP/1.0, chunked, ``Expect``, upgrades, a connection's last request.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
+
+from flaskbus.messages import Reply
+from flaskbus_gateway.http import HOP_BY_HOP, SERVER, is_token
+
+LARGEST_HEADER = 8190
+"""Bytes of a header that may be plain: the limit for one line of any."""
+
+MOST_FIELDS = 100
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
+_LINE = re.compile(rb"([A-Z]{3,20}) (/[!-~]*) HTTP/1\.1\r\n")
+_FIELDS = re.compile(rb"(?:%b:%b\r\n)*\r\n" % (_TOKEN, _VALUE))
+_FIELD = re.compile(rb"(%b):[\t ]*(%b)\r\n" % (_TOKEN, _VALUE))
+
+_SINGLE = (b"host", b"content-length", b"content-type", b"connection")
+_OTHER_METHODS = (b"CONNECT", b"HEAD")
+_OTHERS = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings"))
+
+
+class Plain(NamedTuple):
+    """``target`` is in origin-form; the names of ``headers`` are in lower case. ``fields`` is their bytes."""
+
+    method: bytes
+    target: bytes
+    fields: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+def read(data: bytes, last: Plain | None = None) -> Plain | None:
+    """The request that these bytes are, if they are exactly one that is plain.
+
+    ``last`` is the one before on the same connection: clients repeat their headers to the byte.
+    """
+    line = _LINE.match(data)
+    if line is None or line[1] in _OTHER_METHODS:
+        return None
+    begin, end = line.end(), data.find(b"\r\n\r\n") + 4
+    if end > LARGEST_HEADER or end < begin:
+        return None
+    fields = data[begin:end]
+    if last is not None and fields == last.fields and len(data) - end == len(last.body):
+        return Plain(line[1], line[2], fields, last.headers, data[end:])
+    headers = _read(fields)
+    if headers is None:
+        return None
+    length = next((value for name, value in headers if name == b"content-length"), b"0")
+    if not length.isdigit() or len(length) > 9 or end + int(length) != len(data):
+        return None
+    return Plain(line[1], line[2], fields, headers, data[end:])
+
+
+def _read(fields: bytes) -> tuple[tuple[bytes, bytes], ...] | None:
+    if not _FIELDS.fullmatch(fields):
+        return None
+    headers = tuple([(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(fields)])
+    names = [name for name, _ in headers]
+    unique = set(names)
+    if len(names) > MOST_FIELDS or not unique.isdisjoint(_OTHERS):
+        return None
+    if len(unique) < len(names) and any(names.count(name) > 1 for name in _SINGLE):
+        return None
+    if b"connection" in unique and any(
+        name == b"connection" and value.lower() != b"keep-alive" for name, value in headers
+    ):
+        return None
+    return headers
+
+
+# Responses
+
+_SERVER_LINE = b"Server: %s\r\n" % SERVER
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+_BODILESS = frozenset((204, 205, 304))
+
+
+def write(reply: Reply, date: bytes, *, close: bool) -> list[bytes] | None:
+    """A whole response over HTTP/1.1 to anything but HEAD, in pieces; ``None`` where its framing is not plain.
+
+    ``date`` is a header line for what brings none; ``close`` says that the connection ends with it.
+    """
+    if reply.status in _BODILESS:
+        return None
+    pieces = [_status_line(reply.status)]
+    length: bytes | None = None
+    server, dated = _SERVER_LINE, date
+    for name, value in reply.headers:
+        lower = _known(name)
+        if not lower or _CONTROL(value):
+            return None
+        if lower == b"content-length":
+            if length is not None:
+                return None
+            length = value
+        elif lower == b"server":
+            server = b""
+        elif lower == b"date":
+            dated = b""
+        pieces += (name, b": ", value, b"\r\n")
+    body = reply.body
+    if length is None or length != b"%d" % len(body):
+        return None
+    pieces += (server, dated, b"Connection: close\r\n\r\n" if close else b"\r\n", body)
+    return pieces
+
+
+@lru_cache(1024)
+def _known(name: bytes) -> bytes:
+    """A header's name in lower case; empty where it is none that is relayed."""
+    lower = name.lower()
+    return lower if is_token(name) and lower not in HOP_BY_HOP else b""
+
+
+_PHRASES = {each.value: each.phrase for each in HTTPStatus} | {413: "Payload Too Large", 414: "URI Too Long"}
+
+
+@lru_cache(1024)
+def _status_line(status: int) -> bytes:
+    phrase = _PHRASES.get(status, "Unknown")
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
