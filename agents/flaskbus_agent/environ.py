@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import werkzeug.wsgi
 
 from flaskbus.messages import Headers, Request
-from flaskbus.wire import MAX_CHUNK
+from flaskbus.wire import MAX_CHUNK, REPEATED
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -54,7 +54,8 @@ def build_environ(
         "flaskbus.request_id": request.id,
         "flaskbus.attempt": request.attempt,
     }
-    environ.update(_variables(request.headers))
+    size = sum([len(value) for _, value in request.headers])
+    environ.update((_known_variables if size <= REPEATED else _variables)(request.headers))
     # A body that is here whole has a known length, whatever framing brought it.
     if not request.inbound and (request.body or "CONTENT_LENGTH" in environ):
         environ["CONTENT_LENGTH"] = str(len(request.body))
@@ -62,9 +63,8 @@ def build_environ(
     return environ
 
 
-@lru_cache(256)
 def _variables(headers: Headers) -> WSGIEnvironment:
-    """What the headers are in the environ; not to be changed, for a client repeats its own."""
+    """What the headers are in the environ."""
     variables: WSGIEnvironment = {}
     repeated: dict[str, list[str]] = {}
     for name, value in headers:
@@ -78,6 +78,10 @@ def _variables(headers: Headers) -> WSGIEnvironment:
     for key, values in repeated.items():
         variables[key] = _joined(key, values)
     return variables
+
+
+_known_variables = lru_cache(256)(_variables)
+"""The same for a client that repeats its headers; not to be changed."""
 
 
 def _decoded(path: str) -> str:

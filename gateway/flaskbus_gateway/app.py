@@ -171,10 +171,10 @@ class Gateway:
             else:
                 await self._relay(exchange, stated_length(headers), send)
         except errors.BusError as error:
-            if started:
+            if started and exchange is not None:
                 # The client must not take what it has for the whole: a server breaks the connection off when
                 # its app returns in the middle of a response.
-                log.warning("%s ended early: %s", scope["path"], error)
+                log.warning("%s ended early: %s", exchange.request.target, error)
             else:
                 await self._answer(error, exchange, scope, send)
         except ClientGone:

@@ -158,6 +158,8 @@ class Exchange:
         await asyncio.wait((sent,))
         if not sent.cancelled() and sent.exception() is None:
             self.entry_id = self.entry_id or sent.result()
+        else:
+            self.replies.dirty = True  # it may be there, and answered
 
     # Receiving
 

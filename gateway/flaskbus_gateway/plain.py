@@ -31,20 +31,27 @@ _OTHER_METHODS = (b"CONNECT", b"HEAD")
 _OTHERS = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"http2-settings"))
 
 
+class Header(NamedTuple):
+    """The fields of a request: as they came, as pairs with names in lower case, and how long its body is."""
+
+    raw: bytes
+    fields: tuple[tuple[bytes, bytes], ...]
+    length: int
+
+
 class Plain(NamedTuple):
-    """``target`` is in origin-form; the names of ``headers`` are in lower case. ``fields`` is their bytes."""
+    """``target`` is in origin-form."""
 
     method: bytes
     target: bytes
-    fields: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
+    header: Header
     body: bytes
 
 
-def read(data: bytes, last: Plain | None = None) -> Plain | None:
+def read(data: bytes, last: Header | None = None) -> Plain | None:
     """The request that these bytes are, if they are exactly one that is plain.
 
-    ``last`` is the one before on the same connection: clients repeat their headers to the byte.
+    ``last`` is that of the one before on the same connection: clients repeat their headers to the byte.
     """
     line = _LINE.match(data)
     if line is None or line[1] in _OTHER_METHODS:
@@ -52,33 +59,28 @@ def read(data: bytes, last: Plain | None = None) -> Plain | None:
     begin, end = line.end(), data.find(b"\r\n\r\n") + 4
     if end > LARGEST_HEADER or end < begin:
         return None
-    fields = data[begin:end]
-    if last is not None and fields == last.fields and len(data) - end == len(last.body):
-        return Plain(line[1], line[2], fields, last.headers, data[end:])
-    headers = _read(fields)
-    if headers is None:
+    raw = data[begin:end]
+    header = last if last is not None and last.raw == raw else _read(raw)
+    if header is None or end + header.length != len(data):
         return None
-    length = next((value for name, value in headers if name == b"content-length"), b"0")
-    if not length.isdigit() or len(length) > 9 or end + int(length) != len(data):
-        return None
-    return Plain(line[1], line[2], fields, headers, data[end:])
+    return Plain(line[1], line[2], header, data[end:])
 
 
-def _read(fields: bytes) -> tuple[tuple[bytes, bytes], ...] | None:
-    if not _FIELDS.fullmatch(fields):
+def _read(raw: bytes) -> Header | None:
+    if not _FIELDS.fullmatch(raw):
         return None
-    headers = tuple([(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(fields)])
-    names = [name for name, _ in headers]
+    fields = tuple([(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(raw)])
+    names = [name for name, _ in fields]
     unique = set(names)
     if len(names) > MOST_FIELDS or not unique.isdisjoint(_OTHERS):
         return None
     if len(unique) < len(names) and any(names.count(name) > 1 for name in _SINGLE):
         return None
-    if b"connection" in unique and any(
-        name == b"connection" and value.lower() != b"keep-alive" for name, value in headers
-    ):
+    values = dict(fields)
+    length = values.get(b"content-length", b"0")
+    if values.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
-    return headers
+    return Header(raw, fields, int(length)) if length.isdigit() and len(length) <= 9 else None
 
 
 # Responses
@@ -93,7 +95,7 @@ def write(reply: Reply, date: bytes, *, close: bool) -> list[bytes] | None:
 
     ``date`` is a header line for what brings none; ``close`` says that the connection ends with it.
     """
-    if reply.status in _BODILESS:
+    if reply.status < 200 or reply.status in _BODILESS:
         return None
     pieces = [_status_line(reply.status)]
     length: bytes | None = None

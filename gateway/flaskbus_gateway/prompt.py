@@ -11,6 +11,7 @@ Not here: mounts whose requests are signed, and requests whose Idempotency-Key c
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -26,11 +27,16 @@ from flaskbus_gateway.exchange import Exchange
 from flaskbus_gateway.forwarding import TrustedProxies
 from flaskbus_gateway.http import Fields
 from flaskbus_gateway.link import Answer, AnswerError, LinkError
-from flaskbus_gateway.plain import Plain, read
+from flaskbus_gateway.plain import Header, Plain, read
 
 if TYPE_CHECKING:
     from flaskbus_gateway.mounts import MountState
     from flaskbus_gateway.switchboard import Switchboard
+
+log = logging.getLogger("flaskbus.gateway")
+
+REPEATED = 2048
+"""Bytes of a header up to which it is kept for the next request: longer ones would add up, in idle connections."""
 
 PATIENCE = 0.1
 """Seconds that a request may be a prompt one."""
@@ -143,7 +149,10 @@ class Prompts:
     def hurry(self, now: float) -> None:
         """Serve those otherwise that take long; ``now`` in monotonic seconds."""
         for prompt in self._young.take_due(now):
-            prompt.serve_otherwise()
+            try:
+                prompt.serve_otherwise()
+            except Exception:
+                log.exception("a request could not be served otherwise")
 
     def begin(self, prompt: Prompt) -> None:
         self.waiting[prompt.id] = prompt
@@ -164,12 +173,13 @@ class Prompts:
 
 
 class Peer:
-    """One client's connection: it repeats its header fields to the byte, so what was made of them is kept."""
+    """One client's connection: it repeats its header to the byte, so what was made of the last one is kept."""
 
     __slots__ = (
-        "_address", "_fields", "_last", "_scheme", "_server", "_state", "_template", "client", "prompts",
+        "_address", "_fields", "_header", "_scheme", "_server", "_state", "_template", "client", "prompts",
     )  # fmt: skip
 
+    _fields: Fields
     _template: Callable[..., bytes]
 
     def __init__(
@@ -180,55 +190,67 @@ class Peer:
         self._address = address
         self._server = server
         self._scheme = scheme
-        self._last: Plain | None = None
-        self._fields: Fields | None = None
+        self._header: Header | None = None
+        """Of which :attr:`_fields` was made."""
         self._state: MountState | None = None
+        """For which, with them, :attr:`_template` was made."""
 
     def begin(self, data: bytes) -> Prompt | None:
         """The request in these bytes, if it is plain, and its mount takes it at once; otherwise nothing was done."""
-        prompts, last = self.prompts, self._last
-        board = prompts.board
-        plain = read(data, last)
+        board = self.prompts.board
+        plain = read(data, self._header)
         if plain is None or not board.link.up.is_set():
             return None
         try:
-            fields = self._fields
-            if fields is None or last is None or plain.headers is not last.headers:
-                self._last = self._state = None
-                fields = Fields(plain.headers, "1.1", self._address, self._scheme, prompts.proxies)
-                self._fields, self._last = fields, plain
-            target = plain.target.decode()
-            mount = board.directory.table.match(fields.host, target.partition("?")[0])
-            if mount is None:
-                return None
-            state, size = board.directory.states[mount], len(plain.body)
-            if state.seal or state.removed or not state.alive:
-                return None
-            if size > wire.MAX_INLINE or size > board.settings.body_limit:
-                return None
-            if state.policy and state.policy.record(
-                plain.method.decode(), fields.host, fields.prefix + target, tuple(fields.headers)
-            ):
+            state = self._route(plain)
+            if state is None:
                 return None
             now = board.now()
-            board.admission.admit(state.queue, mount.name, size, now)
+            board.admission.admit(state.queue, state.mount.name, len(plain.body), now)
         except BusError:
             return None  # it is met again where errors are answered
         prompt = Prompt(self, plain, state, board.next_id(), now)
-        if self._state is not state:
-            self._use(state, self.request("", plain, state))
-        prompts.begin(prompt)
-        target_sent = fields.prefix.encode() + plain.target if fields.prefix else plain.target
-        body = msgpack.packb(plain.body)
-        packed = self._template(prompt.id.encode(), plain.method, target_sent, body)
+        target = self._fields.prefix.encode() + plain.target if self._fields.prefix else plain.target
+        packed = self._template(prompt.id.encode(), plain.method, target, msgpack.packb(plain.body))
         prompt.sent = board.link.send(state.keys.requests, packed)
+        self.prompts.begin(prompt)
         prompt.sent.add_done_callback(prompt.was_sent)
+        if len(plain.header.raw) > REPEATED:
+            self._header = None
         return prompt
+
+    def _route(self, plain: Plain) -> MountState | None:
+        """The mount of a request, and all that can be made of it before it is admitted."""
+        board, body = self.prompts.board, plain.body
+        if plain.header is not self._header:
+            self._header = self._state = None
+            self._fields = Fields(
+                plain.header.fields, "1.1", self._address, self._scheme, self.prompts.proxies
+            )
+            self._header = plain.header
+        fields, target = self._fields, plain.target.decode()
+        mount = board.directory.table.match(fields.host, target.partition("?")[0])
+        state = None if mount is None else board.directory.states[mount]
+        if state is None or state.seal or state.removed or not state.alive:
+            return None
+        if len(body) > wire.MAX_INLINE or len(body) > board.settings.body_limit:
+            return None
+        if state.policy and state.policy.record(
+            plain.method.decode(), fields.host, fields.prefix + target, tuple(fields.headers)
+        ):
+            return None
+        if state is not self._state:
+            # A stream without its group would take requests that nobody can read.
+            self._template = template(
+                "XADD", state.keys.requests, "NOMKSTREAM", "*",
+                *wire.request_template(self.request("", plain, state)),
+            )  # fmt: skip
+            self._state = state
+        return state
 
     def request(self, request_id: str, plain: Plain, state: MountState) -> Request:
         """The request as any other would be."""
         fields, prompts = self._fields, self.prompts
-        assert fields is not None
         return Request(
             id=request_id,
             method=plain.method.decode(),
@@ -242,11 +264,4 @@ class Peer:
             headers=tuple(fields.headers),
             traceparent=fields.traceparent,
             body=plain.body,
-        )
-
-    def _use(self, state: MountState, request: Request) -> None:
-        self._state = state
-        # A stream without its group would take requests that nobody can read.
-        self._template = template(
-            "XADD", state.keys.requests, "NOMKSTREAM", "*", *wire.request_template(request)
         )

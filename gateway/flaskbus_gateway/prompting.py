@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.asgi import protocol
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from flaskbus_gateway.worker import Worker
 
 _gunicorn: Any = protocol  # the stubs leave out what is used here
-
-LARGE = 64 * 1024
-"""Bytes of a body from which on it is not joined with its header."""
 
 
 class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
@@ -35,6 +33,7 @@ class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         self._peer: Peer | None = None
         self._prompt: Prompt | None = None  # what runs
         self._begun: Begun | None = None  # what gunicorn is to serve next
+        self._taken: Begun | None = None  # what it is about to serve
         self._bytes = b""  # of what runs
 
     def data_received(self, data: bytes) -> None:
@@ -45,8 +44,13 @@ class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         super().data_received(data)
 
     def _is_between(self) -> bool:
-        return (
-            (self._awaiting_request or not self.req_count)  # it waits for one, or will when its task begins
+        return bool(
+            self._callback_parser is not None
+            and not self._closed
+            and self._keepalive
+            and (
+                self._awaiting_request or not self.req_count
+            )  # it waits for one, or will when its task begins
             and self._current_request is None
             and not self._header_size
             and not self._finishing_calls
@@ -77,11 +81,7 @@ class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             return False
         self._prompt, self._bytes = None, b""
         self.worker.nr += 1
-        if len(reply.body) < LARGE:
-            self._safe_write(b"".join(pieces))
-        else:
-            self._safe_write(b"".join(pieces[:-1]))
-            self._safe_write(reply.body)
+        self._safe_write(b"".join(pieces))
         if close:
             self._leave()
         else:
@@ -93,9 +93,15 @@ class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
         data, self._bytes = self._bytes, b""
         self._feed_callback_parser(data)
 
+    def _handle_http_request(self, *args: Any) -> Awaitable[bool]:
+        # Now, and not when its task begins: if the client leaves in between, it is the app that hears of it.
+        self._taken, self._begun = self._begun, None
+        serving: Awaitable[bool] = super()._handle_http_request(*args)
+        return serving
+
     def _build_http_scope(self, *args: Any) -> dict[str, Any]:
         scope: dict[str, Any] = super()._build_http_scope(*args)
-        begun, self._begun = self._begun, None
+        begun, self._taken = self._taken, None
         if begun is not None:
             scope["extensions"] = {**scope.get("extensions", {}), BEGUN: begun}
         return scope

@@ -224,7 +224,10 @@ class Switchboard:
             if exchange is None:
                 prompt = self.prompts.get(request_id)
                 if prompt is not None:
-                    prompt.ring(ring.frame)
+                    try:
+                        prompt.ring(ring.frame)
+                    except Exception:
+                        log.exception("an answer could not be given")
                 continue
             if ring.taker:
                 exchange.taken(ring.taker)
@@ -253,10 +256,11 @@ class Switchboard:
     def _awaited(self, request_id: str) -> Exchange | Prompt | None:
         return self.exchanges.get(request_id) or self.prompts.get(request_id)
 
-    def _settle_prompts(self) -> None:
-        """Something happened for which there have to be exchanges."""
+    def _settle_prompts(self, of: MountState | None = None) -> None:
+        """Something happened for which there have to be exchanges, maybe only of one mount."""
         for prompt in tuple(self.prompts.values()):
-            prompt.serve_otherwise()
+            if of is None or prompt.state is of:
+                prompt.serve_otherwise()
 
     def _look_at_all(self) -> None:
         self._settle_prompts()
@@ -265,7 +269,7 @@ class Switchboard:
 
     def _mount_changed(self, state: MountState) -> None:
         if state.failing or state.removed:
-            self._settle_prompts()
+            self._settle_prompts(state)
             for exchange in self.exchanges.values():
                 if exchange.state is state:
                     exchange.poke()
@@ -285,7 +289,7 @@ class Switchboard:
             self.link.tell("PUBLISH", state.keys.doorbell(sender), request_id)
 
     async def _agent_died(self, state: MountState, consumer: str) -> None:
-        self._settle_prompts()
+        self._settle_prompts(state)
         by_entry = {item.entry_id: item for item in self.exchanges.values() if item.state is state}
         await self._observe_peers()
         await self.reaper.agent_died(state, consumer, by_entry.get)

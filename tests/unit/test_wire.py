@@ -121,7 +121,7 @@ class TestFrames:
             ([1, 3, 1, "0"], "str where int"),
             ([1, 3, True, 0], "bool where int"),
             ([1, 99, 1, 0], "unknown kind 99"),
-            ([1, 2, 1, 0], "0 members"),
+            ([1, 2, 1, 0], "4 members"),
             ([1, 2, 1, 0, "text"], "str where bytes"),
             ([1, 5, 1, 0, 199, [], b""], "status 199"),
             ([1, 5, 1, 0, 1000, [], b""], "status 1000"),
