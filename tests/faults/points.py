@@ -56,7 +56,7 @@ POINTS = {
     ),
     "gateway: waiting": Point("flaskbus_gateway.prompt:Prompt.was_sent", after=True),
     "gateway: reply taken from its list": Point("flaskbus.inbox:Inbox.take_listed", after=True),
-    "gateway: reply taken from the bell": Point("flaskbus.inbox:Inbox.take_rung", after=True),
+    "gateway: reply taken from the bell": Point("flaskbus.wire:decode_frame", after=True),
     "gateway: list not deleted": Point("flaskbus_gateway.switchboard:Switchboard._collect"),
 }
 
