@@ -101,9 +101,9 @@ def _check(values: Sequence[Any], types: tuple[type, ...], what: str) -> None:
     # A newer neighbour may append members; never fewer, and never other types.
     if len(values) < len(types):
         raise WireError(f"{what} has {len(values)} members, {len(types)} expected")
-    for value, expected in zip(values, types, strict=False):
-        if type(value) is not expected:
-            raise WireError(f"{what} holds {type(value).__name__} where {expected.__name__} belongs")
+    found = map(type, values)
+    wrong, right = next(pair for pair in zip(found, types, strict=False) if pair[0] is not pair[1])
+    raise WireError(f"{what} holds {wrong.__name__} where {right.__name__} belongs")
 
 
 # Requests

@@ -437,3 +437,15 @@ class TestMemory:
 def test_entry_id() -> None:
     assert entry_id(b"1700000000000-3") == (1700000000000, 3)
     assert entry_id(b"9-9") < entry_id(b"10-1")
+
+
+def test_who_tells_how_long_the_work_takes_may_go_by_another_name() -> None:
+    queue = Queue(threads=1, alive_since=0.0)
+    queue.sent("first", 1.0)
+    queue.goes_by("another", "nobody")
+    queue.goes_by("first", "second")
+    queue.started("first", 5.0)
+    assert queue.work is None
+    queue.sent("third", 1.0)
+    queue.started("second", 0.5)
+    assert queue.work == 0.5

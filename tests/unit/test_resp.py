@@ -27,6 +27,18 @@ def test_a_command_is_what_hiredis_would_make_of_it(command: list[str | bytes | 
     assert resp.pack(tuple(command)) == hiredis.pack_command(cast(Any, tuple(command)))
 
 
+@given(
+    st.lists(
+        st.tuples(st.text() | st.integers() | st.binary(), st.none() | st.binary()), min_size=1, max_size=9
+    )
+)
+def test_a_template_packs_as_well(parts: list[tuple[str | bytes | int, bytes | None]]) -> None:
+    """Each part as it is, or given later."""
+    pack = resp.template(*(part if later is None else None for part, later in parts))
+    whole = tuple(part if later is None else later for part, later in parts)
+    assert pack(*(later for _, later in parts if later is not None)) == resp.pack(whole)
+
+
 def reply(data: bytes) -> resp.Reply:
     return read(io.BytesIO(data))
 

@@ -147,6 +147,12 @@ class TestFrames:
 
 
 class TestRequests:
+    def test_a_template_is_a_request_with_gaps(self) -> None:
+        other = replace(REQUEST, id="other", method="DELETE", target="/else", body=b"other")
+        fields = iter([other.id, other.method, other.target.encode(), msgpack.packb(other.body)])
+        template = wire.request_template(REQUEST)
+        assert [next(fields) if each is None else each for each in template] == wire.encode_request(other)
+
     def test_a_person_can_read_the_plain_fields(self) -> None:
         fields = wire.encode_request(REQUEST)
         assert fields[::2] == [
