@@ -336,11 +336,11 @@ def test_s3_over_a_line_that_breaks(pair: Both) -> None:
             client = s3(line.url, attempts=8)
             client.create_bucket(Bucket="broken")
             client.upload_fileobj(io.BytesIO(data), "broken", "large", Config=parts)
-            assert line.left == 0
+            assert line.left <= 1  # of two at a time, one may be done before
         with CuttingLine(served.url, [-5, 0, -400_000, -4_000_000, -2_000_000]) as line:
             back = io.BytesIO()
             s3(line.url, attempts=8).download_fileobj("broken", "large", back, Config=parts)
-            assert line.left == 0
+            assert line.left <= 1  # of two at a time, one may be done before
         return back.getvalue() == data
 
     assert same(pair, verdict)
