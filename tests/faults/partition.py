@@ -29,11 +29,18 @@ def available() -> bool:
         return False
 
 
+def unused(first: int) -> int:
+    """The number of a network that no cable has: a run that was killed leaves its own behind."""
+    shown = subprocess.run(["ip", "-brief", "address"], check=True, capture_output=True, text=True).stdout
+    numbers = [*range(first, 250), *range(first)]
+    return next(number for number in numbers if f" {NEAR.format(number)}/" not in shown)
+
+
 class Host:
     """A network namespace; a context manager."""
 
     def __init__(self) -> None:
-        number = os.getpid() % 250
+        number = unused(os.getpid() % 250)
         self.name = f"flaskbus-soak-{os.getpid()}"
         self.cable = f"soak{os.getpid()}"
         self.address, self._own = NEAR.format(number), FAR.format(number)
