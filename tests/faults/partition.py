@@ -33,7 +33,8 @@ def unused(first: int) -> int:
     """The number of a network that no cable has: a run that was killed leaves its own behind."""
     shown = subprocess.run(["ip", "-brief", "address"], check=True, capture_output=True, text=True).stdout
     numbers = [*range(first, 250), *range(first)]
-    return next(number for number in numbers if f" {NEAR.format(number)}/" not in shown)
+    number: int = next(number for number in numbers if f" {NEAR.format(number)}/" not in shown)
+    return number
 
 
 class Host:
