@@ -27,7 +27,6 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.asgi import parser, protocol
@@ -38,6 +37,7 @@ from flaskbus import wire
 from flaskbus.errors import BusError, InvalidRequest
 from flaskbus_gateway.handshake import is_handshake, mistake
 from flaskbus_gateway.http import IS_LOST, SERVER
+from flaskbus_gateway.plain import PHRASES
 from flaskbus_gateway.prompting import PromptConnection
 from flaskbus_gateway.websocket_protocol import UNANSWERED, WebSocketProtocol
 
@@ -59,9 +59,8 @@ CLOSE = (b"connection", b"close")
 """With this header an app ends its client's connection."""
 
 _gunicorn._CACHED_SERVER_HEADER = b"Server: %s\r\n" % SERVER
-for _status in HTTPStatus:
-    # Otherwise 207, 416 and others are "Unknown".
-    _gunicorn._REASON_PHRASES.setdefault(_status.value, _status.phrase)
+# Otherwise 207, 416 and others are "Unknown".
+_gunicorn._REASON_PHRASES.update(PHRASES)
 
 
 class _BodyReceiver(_gunicorn.BodyReceiver):  # type: ignore[misc]

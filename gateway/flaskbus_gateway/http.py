@@ -21,6 +21,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 SERVER = b"flaskbus"
 """Names us in responses whose app names nobody."""
 
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+"""RFC 9110 section 5.6.2, as a regular expression."""
+
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -190,7 +193,7 @@ def stated_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     return next((int(value) for name, value in headers if name.lower() == b"content-length"), None)
 
 
-is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+is_token = re.compile(TOKEN).fullmatch
 _BREAKING = re.compile(rb"[\r\n\0]").search
 
 

@@ -13,18 +13,17 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from flaskbus.messages import Reply
-from flaskbus_gateway.http import HOP_BY_HOP, SERVER, is_token
+from flaskbus_gateway.http import HOP_BY_HOP, SERVER, TOKEN, is_token
 
 LARGEST_HEADER = 8190
 """Bytes of a header that may be plain: the limit for one line of any."""
 
 MOST_FIELDS = 100
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*"
 _LINE = re.compile(rb"([A-Z]{3,20}) (/[!-~]*) HTTP/1\.1\r\n")
-_FIELDS = re.compile(rb"(?:%b:%b\r\n)*\r\n" % (_TOKEN, _VALUE))
-_FIELD = re.compile(rb"(%b):[\t ]*(%b)\r\n" % (_TOKEN, _VALUE))
+_FIELDS = re.compile(rb"(?:%b:%b\r\n)*\r\n" % (TOKEN, _VALUE))
+_FIELD = re.compile(rb"(%b):[\t ]*(%b)\r\n" % (TOKEN, _VALUE))
 
 _SINGLE = (b"host", b"content-length", b"content-type", b"connection")
 _OTHER_METHODS = (b"CONNECT", b"HEAD")
@@ -127,10 +126,13 @@ def _known(name: bytes) -> bytes:
     return lower if is_token(name) and lower not in HOP_BY_HOP else b""
 
 
-_PHRASES = {each.value: each.phrase for each in HTTPStatus} | {413: "Payload Too Large", 414: "URI Too Long"}
+# Those that differ between versions of Python are gunicorn's.
+_OLDER = {413: "Payload Too Large", 414: "URI Too Long", 422: "Unprocessable Entity"}
+PHRASES = {each.value: each.phrase for each in HTTPStatus} | _OLDER
+"""Reason phrases by status."""
 
 
 @lru_cache(1024)
 def _status_line(status: int) -> bytes:
-    phrase = _PHRASES.get(status, "Unknown")
+    phrase = PHRASES.get(status, "Unknown")
     return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flaskbus.gateway")
 
-REPEATED = 2048
-"""Bytes of a header up to which it is kept for the next request: longer ones would add up, in idle connections."""
-
 PATIENCE = 0.1
 """Seconds that a request may be a prompt one."""
 
@@ -62,13 +59,16 @@ class Client(Protocol):
 class Prompt:
     """A request that was sent and has no exchange yet."""
 
-    __slots__ = ("_peer", "_plain", "id", "sent", "started", "state")
+    __slots__ = ("_fields", "_peer", "_plain", "id", "sent", "started", "state")
 
     sent: asyncio.Future[Answer]
 
-    def __init__(self, peer: Peer, plain: Plain, state: MountState, request_id: str, now: float) -> None:
+    def __init__(
+        self, peer: Peer, plain: Plain, fields: Fields, state: MountState, request_id: str, now: float
+    ) -> None:
         self._peer = peer
         self._plain = plain
+        self._fields = fields
         self.state = state
         self.id = request_id
         self.started = now
@@ -118,7 +118,9 @@ class Prompt:
 
     def become_exchange(self) -> Exchange:
         prompts = self._peer.prompts
-        exchange = Exchange(prompts.board, self.state, self._peer.request(self.id, self._plain, self.state))
+        exchange = Exchange(
+            prompts.board, self.state, self._peer.request(self.id, self._plain, self._fields, self.state)
+        )
         exchange.started = self.started
         exchange.entry_id = self.entry_id
         prompts.forget(self)
@@ -173,14 +175,14 @@ class Prompts:
 
 
 class Peer:
-    """One client's connection: it repeats its header to the byte, so what was made of the last one is kept."""
+    """One client's connection: it repeats its header to the byte, so what was made of the last one is kept.
+
+    Not of a long one: they would add up, in idle connections.
+    """
 
     __slots__ = (
         "_address", "_fields", "_header", "_scheme", "_server", "_state", "_template", "client", "prompts",
     )  # fmt: skip
-
-    _fields: Fields
-    _template: Callable[..., bytes]
 
     def __init__(
         self, prompts: Prompts, client: Client, address: tuple[str, int], server: tuple[str, int], scheme: str
@@ -191,9 +193,11 @@ class Peer:
         self._server = server
         self._scheme = scheme
         self._header: Header | None = None
-        """Of which :attr:`_fields` was made."""
+        self._fields: Fields | None = None
+        """Made of that header."""
         self._state: MountState | None = None
-        """For which, with them, :attr:`_template` was made."""
+        self._template: Callable[..., bytes] | None = None
+        """Made of those fields, for that mount."""
 
     def begin(self, data: bytes) -> Prompt | None:
         """The request in these bytes, if it is plain, and its mount takes it at once; otherwise nothing was done."""
@@ -202,55 +206,62 @@ class Peer:
         if plain is None or not board.link.up.is_set():
             return None
         try:
-            state = self._route(plain)
+            fields = self._read(plain.header)
+            state = self._route(plain, fields)
             if state is None:
                 return None
+            pack = self._template_for(plain, fields, state)
             now = board.now()
             board.admission.admit(state.queue, state.mount.name, len(plain.body), now)
         except BusError:
             return None  # it is met again where errors are answered
-        prompt = Prompt(self, plain, state, board.next_id(), now)
-        target = self._fields.prefix.encode() + plain.target if self._fields.prefix else plain.target
-        packed = self._template(prompt.id.encode(), plain.method, target, msgpack.packb(plain.body))
+        prompt = Prompt(self, plain, fields, state, board.next_id(), now)
+        target = fields.prefix.encode() + plain.target if fields.prefix else plain.target
+        packed = pack(prompt.id.encode(), plain.method, target, msgpack.packb(plain.body))
         prompt.sent = board.link.send(state.keys.requests, packed)
         self.prompts.begin(prompt)
         prompt.sent.add_done_callback(prompt.was_sent)
-        if len(plain.header.raw) > REPEATED:
-            self._header = None
         return prompt
 
-    def _route(self, plain: Plain) -> MountState | None:
-        """The mount of a request, and all that can be made of it before it is admitted."""
-        board, body = self.prompts.board, plain.body
-        if plain.header is not self._header:
-            self._header = self._state = None
-            self._fields = Fields(
-                plain.header.fields, "1.1", self._address, self._scheme, self.prompts.proxies
-            )
-            self._header = plain.header
-        fields, target = self._fields, plain.target.decode()
+    def _read(self, header: Header) -> Fields:
+        if self._fields is not None and header is self._header:
+            return self._fields
+        self._header = self._fields = self._state = self._template = None
+        fields = Fields(header.fields, "1.1", self._address, self._scheme, self.prompts.proxies)
+        if len(header.raw) <= wire.REPEATED:
+            self._header, self._fields = header, fields
+        return fields
+
+    def _route(self, plain: Plain, fields: Fields) -> MountState | None:
+        """The mount of a request, if it takes what is plain."""
+        board, body, target = self.prompts.board, plain.body, plain.target.decode()
         mount = board.directory.table.match(fields.host, target.partition("?")[0])
         state = None if mount is None else board.directory.states[mount]
         if state is None or state.seal or state.removed or not state.alive:
             return None
         if len(body) > wire.MAX_INLINE or len(body) > board.settings.body_limit:
             return None
-        if state.policy and state.policy.record(
+        keyed = state.policy and state.policy.record(
             plain.method.decode(), fields.host, fields.prefix + target, tuple(fields.headers)
-        ):
-            return None
-        if state is not self._state:
-            # A stream without its group would take requests that nobody can read.
-            self._template = template(
-                "XADD", state.keys.requests, "NOMKSTREAM", "*",
-                *wire.request_template(self.request("", plain, state)),
-            )  # fmt: skip
-            self._state = state
-        return state
+        )
+        return None if keyed else state
 
-    def request(self, request_id: str, plain: Plain, state: MountState) -> Request:
+    def _template_for(self, plain: Plain, fields: Fields, state: MountState) -> Callable[..., bytes]:
+        """Packs the XADD of a request from its id, method, target and body."""
+        if self._template is not None and state is self._state:
+            return self._template
+        # A stream without its group would take requests that nobody can read.
+        made = template(
+            "XADD", state.keys.requests, "NOMKSTREAM", "*",
+            *wire.request_template(self.request("", plain, fields, state)),
+        )  # fmt: skip
+        if plain.header is self._header:
+            self._state, self._template = state, made
+        return made
+
+    def request(self, request_id: str, plain: Plain, fields: Fields, state: MountState) -> Request:
         """The request as any other would be."""
-        fields, prompts = self._fields, self.prompts
+        prompts = self.prompts
         return Request(
             id=request_id,
             method=plain.method.decode(),

@@ -48,9 +48,8 @@ class PromptConnection(_gunicorn.ASGIProtocol):  # type: ignore[misc]
             self._callback_parser is not None
             and not self._closed
             and self._keepalive
-            and (
-                self._awaiting_request or not self.req_count
-            )  # it waits for one, or will when its task begins
+            # It waits for a request, or will when its task begins.
+            and (self._awaiting_request or not self.req_count)
             and self._current_request is None
             and not self._header_size
             and not self._finishing_calls
