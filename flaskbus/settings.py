@@ -156,7 +156,7 @@ class GatewaySettings(CommonSettings):
     )
     body_timeout: float = knob(
         60.0,
-        "How long a client may send nothing of a request body, or less than 4 KiB a second.",
+        "How long a client may send nothing of a request body or, before the app answers, less than 4 KiB a second.",
         LIMITS,
         unit="seconds",
         least=0.1,

@@ -41,8 +41,6 @@ class InboundList:
         self.frames: deque[Frame] = self._inbox.frames
         self._seen: deque[bytes] = deque()  # how the elements begin that were seen and not trimmed
         self._owed = 0  # bytes handed on that were not trimmed
-        self.called = False
-        """Whether the gateway was told who takes these frames."""
 
     def ring(self, element: bytes) -> bool:
         """An element came with the doorbell; whether it was the next one. If not, it is time to look."""
@@ -87,7 +85,6 @@ class InboundList:
 
     def _took(self, count: int, first: bytes) -> None:
         self._outbox.took(self._key, count, first)
-        self.called = True
 
 
 class InboundBody(io.RawIOBase):
@@ -124,10 +121,12 @@ class InboundBody(io.RawIOBase):
         """The next frame; waits for it, while the thread's place is lent to another request."""
         since, self._running.since = self._running.since, math.inf
         try:
+            rang = False
             while not self._list.frames:
                 self._look()
+                self._known |= rang and bool(self._list.frames)
                 if not self._list.frames:
-                    self._wait()
+                    rang = self._wait()
             frame = self._list.frames.popleft()
             self._list.handed_on(1, len(frame.data) if isinstance(frame, Chunk) else 0)
         except Cancelled:
@@ -141,16 +140,17 @@ class InboundBody(io.RawIOBase):
         self._bell.elements.clear()  # what rang lies on the list as well
         while self._list.look() and not self._list.frames:
             pass
-        self._known |= self._list.called and bool(self._list.frames)
 
-    def _wait(self) -> None:
+    def _wait(self) -> bool:
+        """Until the gateway rings, or it is time to look; whether it rang."""
         self._outbox.become_stream()
         if not self._known:
             self._list.call()
         self._known = False  # a ring that brought nothing is one more reason to ask
-        if self._bell.wait(LOOK):
-            while self._bell.elements:
-                self._known |= self._list.ring(self._bell.elements.popleft())
+        rang = self._bell.wait(LOOK)
+        while self._bell.elements:
+            self._known |= self._list.ring(self._bell.elements.popleft())
+        return rang
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, Chunk):

@@ -28,6 +28,10 @@ class Patience:
         """The client took so many seconds for a part of ``size`` bytes."""
         self.left = min(self.left - seconds + size / SLOWEST, self._most)
 
+    def renew(self) -> None:
+        """The client has as long as at the beginning."""
+        self.left = self._most
+
 
 class Deadlines(Generic[T]):
     """Many deadlines without a timer each: things that have ``span`` seconds each.

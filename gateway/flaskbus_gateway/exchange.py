@@ -64,6 +64,7 @@ class Exchange:
         "_board",
         "_failure",
         "_pump",
+        "_taker",
         "_waiter",
         "adrift",
         "agent",
@@ -119,6 +120,7 @@ class Exchange:
         )
         self.inbound: Inbound | None = None
         """What the client sends after its request."""
+        self._taker = ""  # who asked for that before there was any
         self._pump: asyncio.Task[None] | None = None
         self._failure: errors.BusError | StreamEnded | None = None
 
@@ -355,6 +357,8 @@ class Exchange:
             ring=ring,
             sign=None if seal is None else seal.sign,
         )
+        if self._taker:
+            self.inbound.taken(self._taker)
         return self.inbound
 
     async def _send_rest(
@@ -363,7 +367,11 @@ class Exchange:
         settings = self._board.settings
         try:
             await inbound.push_body(
-                receive, received=received, limit=settings.body_limit, timeout=settings.body_timeout
+                receive,
+                received=received,
+                limit=settings.body_limit,
+                timeout=settings.body_timeout,
+                is_answering=lambda: self.has_head,
             )
         except ClientLeft as error:
             await inbound.push_failure(error)
@@ -391,6 +399,8 @@ class Exchange:
         """The agent that runs it has taken inbound frames, or waits for them."""
         if self.inbound is not None:
             self.inbound.taken(agent)
+        else:
+            self._taker = agent  # faster than the broker's answer to the request itself
         self.look()
 
     # What the switchboard calls

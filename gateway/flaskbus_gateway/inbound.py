@@ -160,20 +160,33 @@ class Inbound:
         if self._seq:
             self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
 
-    async def push_body(self, receive: Receive, *, received: int, limit: int, timeout: float) -> None:
+    async def push_body(
+        self,
+        receive: Receive,
+        *,
+        received: int,
+        limit: int,
+        timeout: float,
+        is_answering: Callable[[], bool],
+    ) -> None:
         """The rest of a request's body: what ``receive`` (ASGI) gives.
 
-        ``received`` is how many bytes went before, in the entry; ``limit`` in bytes, ``timeout`` in seconds. Raises
+        ``received`` is how many bytes went before, in the entry; ``limit`` in bytes, ``timeout`` in seconds. Who
+        talks with an app that ``is_answering`` may wait for it: each part has the whole time then. Raises
         :class:`~flaskbus.errors.BodyTimeout`, :class:`~flaskbus.errors.BodyTooLarge` and :class:`ClientLeft`; the
         frames then have no end yet (:meth:`push_failure`).
         """
         now = self._link.loop.time
         patience, more = Patience(timeout), True
         while more:
-            began = now()
+            began, answering = now(), is_answering()
+            if answering:
+                patience.renew()
             try:
                 message = await asyncio.wait_for(receive(), patience.left)
             except TimeoutError:
+                if is_answering() and not answering:
+                    continue
                 raise errors.BodyTimeout(f"{received} bytes came, and then too little") from None
             if message["type"] == "http.disconnect":
                 raise ClientLeft("the client went away")

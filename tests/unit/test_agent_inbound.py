@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flaskbus import wire
-from flaskbus.messages import INBOUND, Chunk
-from flaskbus_agent.inbound import BATCH, InboundList
+from flaskbus.keys import Keys
+from flaskbus.messages import BODY, INBOUND, Chunk, Request
+from flaskbus_agent.bells import Bell
+from flaskbus_agent.entry import Entry, Running
+from flaskbus_agent.inbound import BATCH, InboundBody, InboundList
 from flaskbus_agent.outbox import Outbox
 
 
@@ -61,3 +66,42 @@ def test_what_was_handed_on_makes_room_whatever_lies_there_twice(steps: list[str
         look()
     assert received == list(range(pushed))
     assert len(listed.elements) < BATCH
+
+
+class Forgetful(Listed):
+    """A gateway that never hears who reads: it rings for nobody. A part is there each second time somebody looks."""
+
+    is_signed = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks, self.calls = 0, 0
+
+    def read_inbound(self, name: str, start: int, count: int) -> list[bytes]:
+        self.looks += 1
+        if not self.looks % 2:
+            self.elements.append(wire.encode_frame(Chunk(INBOUND, len(self.elements), b"x")))
+        return super().read_inbound(name, start, count)
+
+    def took(self, name: str, count: int, first: bytes) -> None:
+        self.calls += not count
+        super().took(name, count, first)
+
+    def bell(self) -> Bell:
+        return Bell()
+
+    def become_stream(self) -> None:
+        """Its place is lent."""
+
+
+def test_who_is_not_rung_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where something was found, as it would be a second late each time."""
+    monkeypatch.setattr("flaskbus_agent.inbound.LOOK", 0.01)
+    outbox = Forgetful()
+    request = Request("id", "POST", "/m", "gateway", 30_000, inbound=BODY)
+    entry: Any = SimpleNamespace(served=SimpleNamespace(keys=Keys("test").of("/m")))
+    running: Any = SimpleNamespace(since=0.0)
+    body = InboundBody(request, cast(Entry, entry), cast(Outbox, outbox), cast(Running, running))
+    for _ in range(3):
+        assert body.read(1) == b"x"
+    assert outbox.calls == 3

@@ -11,7 +11,7 @@ import pytest
 
 from flaskbus import errors, wire
 from flaskbus.keys import Keys
-from flaskbus.messages import INBOUND, NOT_RUN, WEBSOCKET, Failure, Head, Request
+from flaskbus.messages import BODY, INBOUND, NOT_RUN, WEBSOCKET, Chunk, Failure, Head, Request
 from flaskbus.routing import Mount
 from flaskbus.settings import GatewaySettings
 from flaskbus_gateway.exchange import ClientGone, Exchange
@@ -170,6 +170,19 @@ def test_there_is_nothing_to_take_back_of_what_was_never_sent() -> None:
         with pytest.raises(errors.BrokerUnavailable):
             await sending
         assert exchange.ended
+
+    tell(story)
+
+
+def test_an_agent_that_asks_before_the_broker_has_answered_the_request_is_rung() -> None:
+    async def story(board: Board, _: Exchange) -> None:
+        exchange = exchange_of(board, BODY)
+        exchange.taken("agent-1")
+        pushing = asyncio.create_task(exchange.open_inbound().push(lambda seq: Chunk(INBOUND, seq, b"x")))
+        await settled()
+        rung = [call[1] for call, _ in board.link.sent if call[0] == "PUBLISH"]
+        assert rung == [exchange.state.keys.doorbell("agent-1")]
+        pushing.cancel()
 
     tell(story)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, cast
 
+import pytest
+
+from flaskbus import errors
 from flaskbus.messages import INBOUND, Chunk
+from flaskbus_gateway.http import Receive
 from flaskbus_gateway.inbound import LOOK, Inbound
 from flaskbus_gateway.link import Link
 
@@ -43,6 +48,12 @@ def test_room_that_was_made_before_the_answer_came_is_not_waited_for() -> None:
     assert asyncio.run(run()) < LOOK / 2
 
 
+def body_of(
+    inbound: Inbound, receive: Receive, *, timeout: float, is_answering: Callable[[], bool] = lambda: False
+) -> Coroutine[Any, Any, None]:
+    return inbound.push_body(receive, received=0, limit=1 << 30, timeout=timeout, is_answering=is_answering)
+
+
 class Quiet(Hasty):
     """A broker that writes down what it is told."""
 
@@ -69,7 +80,7 @@ def test_nothing_is_pushed_once_it_is_closed() -> None:
             await came.wait()
             return {"type": "http.request", "body": b"x", "more_body": False}
 
-        pump = asyncio.create_task(inbound.push_body(receive, received=0, limit=1 << 30, timeout=5.0))
+        pump = asyncio.create_task(body_of(inbound, receive, timeout=5.0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         inbound.close()
@@ -80,3 +91,36 @@ def test_nothing_is_pushed_once_it_is_closed() -> None:
         return link.pushed
 
     assert asyncio.run(run()) == 0
+
+
+TIMEOUT = 0.5
+"""Seconds for each part, in the tests of a client that waits between small parts."""
+
+
+@pytest.mark.parametrize("answers", ["first", "meanwhile", "never"])
+def test_who_waits_for_the_answer_to_each_part_is_not_too_slow(answers: str) -> None:
+    """Fewer than 4 KiB a second, and never silent for as long as a client may be."""
+
+    async def run() -> int:
+        link = Quiet()
+        inbound = Inbound(
+            cast(Link, link), "list", window=1 << 20, ring=lambda agent, element: None, sign=None
+        )
+        sent, answering = 0, answers == "first"
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent, answering
+            if sent == 1 and answers == "meanwhile":
+                answering = True
+            await asyncio.sleep(0.6 * TIMEOUT)
+            sent += 1
+            return {"type": "http.request", "body": b"x", "more_body": sent < 5}
+
+        await body_of(inbound, receive, timeout=TIMEOUT, is_answering=lambda: answering)
+        return link.pushed
+
+    if answers == "never":
+        with pytest.raises(errors.BodyTimeout):
+            asyncio.run(run())
+    else:
+        assert asyncio.run(run()) == 6
