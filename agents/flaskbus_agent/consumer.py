@@ -315,7 +315,7 @@ class Consumer:
         self._rotation = (self._rotation + 1) % len(streams)
         ordered = streams[self._rotation :] + streams[: self._rotation]
         for stream in ordered:
-            if idle > len(self._backlog) and not self._reader.waits_for(stream):
+            if idle > len(self._backlog):
                 self._take(self._reader.now(stream, idle - len(self._backlog)))
         if not self._backlog:
             # Whoever gets the first entry ends the wait; it is rare that two streams do in one instant.

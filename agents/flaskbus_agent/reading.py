@@ -54,7 +54,7 @@ class Reader:
         )
 
     def now(self, stream: bytes, count: int) -> Any:
-        """New entries of one stream, if there are any."""
+        """New entries of one stream, if there are any; also what a read has brought that went on without us."""
         return self.channel.call(*read_command(self.agent_id, (stream,), count, None))
 
     def wait(self, streams: Sequence[bytes], count: int) -> Any:
@@ -67,10 +67,6 @@ class Reader:
         Who may not (CLIENT UNBLOCK) waits for their end at the ``last`` time, and else lets them go on.
         """
         return ()
-
-    def waits_for(self, stream: bytes) -> bool:
-        """Whether a read of this stream goes on without us, so that asking for its entries brings nothing."""
-        return False
 
     def interrupt(self) -> None:
         """From any thread: end the wait that is under way."""

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from flaskbus.address import Node, parse_url
 from flaskbus.broker import connect, primaries
 from flaskbus.cluster import PATIENCE, PAUSE, slot_of
 from flaskbus.cluster_client import ClusterClient
-from flaskbus.keys import Keys
+from flaskbus.keys import GROUP, Keys
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
 from flaskbus.testing import running_bus
+from flaskbus_agent.channel import open_channel
+from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_gateway.answers import LinkDown
 from flaskbus_gateway.cluster_link import HOPS, ClusterLink
 from tests.conftest import leaked_keys
@@ -375,6 +378,24 @@ def test_an_agent_that_may_end_no_reads(three: Cluster, tmp_path: Path) -> None:
                 load.more(20)
         all_good(fleet, *some)
         fleet.programs[-1].end()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stream_is_not_forgotten_while_others_bring_something(three: Cluster, ended: bool) -> None:
+    """A read of it goes on without us, or has ended with nothing; nobody waits, as there is always something to run."""
+    name, *_ = mounts(three)
+    stream = Keys().of(name).requests.encode()
+    with connect(three.url) as client:
+        client.xgroup_create(stream, GROUP, mkstream=True)
+        reader = open_reader(three.url, "agent", partial(open_channel, three.url))
+        reader.begin()
+        if not ended:
+            reader.interrupt()
+        assert not reader.wait((stream,), 1)
+        client.xadd(stream, {"field": "value"})
+        eventually(lambda: reader.now(stream, 1), "its entry is found", 5.0)
+        reader.close()
+        client.delete(stream)
 
 
 class Refuses:
