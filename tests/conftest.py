@@ -20,7 +20,9 @@ from flaskbus.embedded import free_port as free_port
 from flaskbus.keys import Keys
 
 # How long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("untimed")
 
 ENGINES = ("valkey", "redis")
