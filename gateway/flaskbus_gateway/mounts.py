@@ -92,6 +92,10 @@ class MountState:
         self.failing = failed[-1] if failed and states <= {"failed", "stopping"} else ""
         return lost
 
+    def losses(self, lease: float) -> Iterable[float]:
+        """When each agent is lost if it sends no heartbeat any more (monotonic seconds)."""
+        return (self.pulses[record.id].seen + (record.lease or lease) for record in self.records.values())
+
     def judge_signing(self) -> list[str]:
         """The ids of agents that were not known to sign otherwise than this gateway does."""
         mine = self.seal.fingerprint if self.seal else ""

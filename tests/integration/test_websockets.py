@@ -735,5 +735,5 @@ class TestDeadAgents:
         for pid in family:
             os.kill(pid, signal.SIGKILL)
         assert closed(client)[0] in (1011, None)
-        assert time.monotonic() - began < LEASE + 1.0 + 2.0  # what a busy machine may add
+        assert time.monotonic() - began < LEASE + 1.5  # half a second is the machine's
         agent.process.wait()
