@@ -239,6 +239,11 @@ class GatewaySettings(CommonSettings):
         False, "Restart workers when the gateway's own code or configuration changes.", PROCESS
     )
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a request waits for the head of its reply at most, with agents or without."""
+        return max(self.hold, self.head_timeout)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings(CommonSettings):

@@ -278,7 +278,7 @@ class Gateway:
             method=scope["method"],
             target=incoming.target,
             gateway=board.process,
-            ttl=int(max(self.settings.hold, self.settings.head_timeout) * 1000),
+            ttl=int(self.settings.longest_wait * 1000),
             script_name=incoming.prefix + mount.script_name,
             scheme=incoming.scheme,
             http_version=scope["http_version"],

@@ -241,7 +241,7 @@ class Exchange:
         self.replies.next_attempt()
         # Else its list would look as if an answer was on its way.
         self._board.link.tell("DEL", self.replies.key)
-        ttl = math.ceil(1000 * (max(settings.hold, settings.head_timeout) - waited))
+        ttl = math.ceil(1000 * (settings.longest_wait - waited))
         self.request = replace(self.request, attempt=self.attempt, ttl=ttl)
         self.holding = not self.state.alive
         await self.send()

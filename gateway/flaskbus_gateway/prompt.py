@@ -141,7 +141,7 @@ class Prompts:
         self.waiting = board.prompts
         self.proxies = proxies
         self.take_back = take_back
-        self.ttl = int(max(board.settings.hold, board.settings.head_timeout) * 1000)
+        self.ttl = int(board.settings.longest_wait * 1000)
         self._young = Deadlines[Prompt](PATIENCE)
 
     def peer(self, client: Client, address: tuple[str, int], server: tuple[str, int], scheme: str) -> Peer:
