@@ -83,6 +83,7 @@ class Consumer:
         self._backlog: deque[Entry] = deque()
         self._in_hand = InHand()
         self._reread_at = 0.0  # monotonic seconds
+        self._asked_at = 0.0  # since when the leader waits; math.inf where it may be late
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
@@ -262,8 +263,10 @@ class Consumer:
         """The next entry to run, or ``None`` when this thread should end."""
         with self._turn:
             while not self._backlog:
+                self._asked_at = time.monotonic()
                 try:
                     if self._quiet.is_set():
+                        self._asked_at = math.inf  # it is handed back, whosever it is
                         self._take(self._reader.calm())
                         if not self._backlog:
                             return None
@@ -353,11 +356,20 @@ class Consumer:
                 entries = answer[0][1] if answer else []
                 if not entries:
                     break
+                self._asked_at = math.inf  # it is what the group says now
                 self._take(answer)
                 after = entries[-1][0]
 
     def _take(self, answer: Any) -> None:
+        """Entries as XREADGROUP gives them.
+
+        Who was frozen while it waited may have been taken for dead, and what was delivered to it meanwhile given to
+        others. So of what comes late only that counts which the group, when it is asked, says is ours still.
+        """
         now = time.monotonic()
+        if answer and now - self._asked_at > self.settings.lease / 2:
+            self._reread_at = 0.0
+            return
         for stream, entries in answer or ():
             served = self._ever_served.get(stream)
             for entry_id, fields in entries:

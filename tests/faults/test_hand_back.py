@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from flaskbus import wire
-from flaskbus.keys import Keys
+from flaskbus.keys import GROUP, Keys
 from flaskbus.messages import NOT_RUN, Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus.testing import running_bus
@@ -247,6 +247,37 @@ def test_an_older_gateway_gets_an_answer(broker: Broker, counted: Counted) -> No
         client.xadd(Keys().of(SHOP.key).requests, entry)
         eventually(lambda: counted.runs == ["old"])
         client.delete(M.reply("old-1"))
+
+
+@pytest.mark.parametrize("given_away", [True, False])
+def test_what_came_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
+    broker: Broker, counted: Counted, given_away: bool
+) -> None:
+    lease = 1.0
+    with agent(broker, counted.app, threads=1, lease=lease) as frozen, broker.client() as client:
+        wait = frozen.consumer._reader.wait
+        late: list[bytes] = []
+
+        def wait_and_freeze(streams: Any, count: int) -> Any:
+            answer = wait(streams, count)
+            if answer and not late:
+                late.append(answer[0][1][0][0])
+                if given_away:
+                    client.xack(M.requests, GROUP, late[0])
+                    client.xdel(M.requests, late[0])
+                since = time.monotonic()
+                eventually(lambda: time.monotonic() - since > lease)
+            return answer
+
+        frozen.consumer._reader.wait = wait_and_freeze  # type: ignore[method-assign]
+        frozen.start()
+        for name in ("first", "second"):
+            request = Request(name, "POST", f"/shop/{name}", "nobody", 30_000, script_name="/shop")
+            client.execute_command("XADD", M.requests, "*", *wire.encode_request(request))
+        eventually(lambda: "second" in counted.runs)
+        assert counted.runs == (["second"] if given_away else ["first", "second"])
+        eventually(lambda: not client.xlen(M.requests))
+        client.delete(M.reply("first"), M.reply("second"))
 
 
 def test_a_strangers_word_does_not_deafen_an_agent(broker: Broker, counted: Counted) -> None:
