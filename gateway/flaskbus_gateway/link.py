@@ -44,6 +44,9 @@ log = logging.getLogger("flaskbus.gateway")
 STALL = 5.0
 """Seconds of silence after which a connection is given up."""
 
+GREETING = 1.0
+"""Seconds that a master which others have named may take to its first answers."""
+
 PULSE = 1.0
 """Seconds between two signs of life; after one that did not come it is asked whether the broker is elsewhere."""
 
@@ -206,8 +209,11 @@ class NodeLink(asyncio.Protocol):
                 await self.loop.create_connection(
                     lambda: self, *self.node, ssl=context, ssl_handshake_timeout=patience
                 )
+            # Sentinels name a master that fell silent until they have elected another: they are asked again soon.
+            silence = GREETING if address.kind == "sentinel" else STALL
             try:
-                await self._greet()
+                async with asyncio.timeout(silence):
+                    await self._greet()
             except BaseException:
                 self.abort()
                 raise
