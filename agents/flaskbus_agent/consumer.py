@@ -83,7 +83,7 @@ class Consumer:
         self._backlog: deque[Entry] = deque()
         self._in_hand = InHand()
         self._reread_at = 0.0  # monotonic seconds
-        self._asked_at = 0.0  # since when the leader waits; math.inf where it may be late
+        self._asked_at = 0.0  # since when the leader waits (monotonic seconds)
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
@@ -266,7 +266,6 @@ class Consumer:
                 self._asked_at = time.monotonic()
                 try:
                     if self._quiet.is_set():
-                        self._asked_at = math.inf  # it is handed back, whosever it is
                         self._take(self._reader.calm())
                         if not self._backlog:
                             return None
@@ -304,7 +303,7 @@ class Consumer:
             return
         streams = tuple(self._by_stream)
         if len(streams) == 1:
-            self._take(self._reader.wait(streams, idle))
+            self._deliver(self._reader.wait(streams, idle))
         elif not streams:
             self._quiet.wait(0.1)
         else:
@@ -319,13 +318,13 @@ class Consumer:
         ordered = streams[self._rotation :] + streams[: self._rotation]
         for stream in ordered:
             if idle > len(self._backlog):
-                self._take(self._reader.now(stream, idle - len(self._backlog)))
+                self._deliver(self._reader.now(stream, idle - len(self._backlog)))
         if not self._backlog:
             # Whoever gets the first entry ends the wait; it is rare that two streams do in one instant.
-            self._take(self._reader.wait(ordered, 1))
+            self._deliver(self._reader.wait(ordered, 1))
         if idle <= len(self._backlog):
             # Nobody is left to watch reads that go on; what they bring at the last moment runs next.
-            self._take(self._reader.calm(last=False))
+            self._deliver(self._reader.calm(last=False))
 
     def _read_clock(self) -> None:
         """What the brokers' clocks say, for the age of entries; without the permission to ask they have none."""
@@ -356,20 +355,23 @@ class Consumer:
                 entries = answer[0][1] if answer else []
                 if not entries:
                     break
-                self._asked_at = math.inf  # it is what the group says now
                 self._take(answer)
                 after = entries[-1][0]
 
-    def _take(self, answer: Any) -> None:
-        """Entries as XREADGROUP gives them.
+    def _deliver(self, answer: Any) -> None:
+        """Take what came of a read for new entries.
 
         Who was frozen while it waited may have been taken for dead, and what was delivered to it meanwhile given to
         others. So of what comes late only that counts which the group, when it is asked, says is ours still.
         """
-        now = time.monotonic()
-        if answer and now - self._asked_at > self.settings.lease / 2:
+        if answer and time.monotonic() - self._asked_at > self.settings.lease / 2:
             self._reread_at = 0.0
-            return
+        else:
+            self._take(answer)
+
+    def _take(self, answer: Any) -> None:
+        """Entries as XREADGROUP gives them."""
+        now = time.monotonic()
         for stream, entries in answer or ():
             served = self._ever_served.get(stream)
             for entry_id, fields in entries:

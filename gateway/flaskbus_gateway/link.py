@@ -45,7 +45,7 @@ STALL = 5.0
 """Seconds of silence after which a connection is given up."""
 
 GREETING = 1.0
-"""Seconds that a master which others have named may take to its first answers."""
+"""Seconds that a master which sentinels have named may take to its first answers."""
 
 PULSE = 1.0
 """Seconds between two signs of life; after one that did not come it is asked whether the broker is elsewhere."""
@@ -198,22 +198,22 @@ class NodeLink(asyncio.Protocol):
 
     async def _connect(self) -> None:
         address = self.address
-        async with asyncio.timeout(STALL):
+        async with asyncio.timeout(STALL) as limit:
             if address.path:
                 await self.loop.create_unix_connection(lambda: self, address.path)
             else:
                 self.node = await self.finder.find()
+                if address.kind == "sentinel":
+                    # They name a master that fell silent until they have elected another, and are asked again soon.
+                    limit.reschedule(self.loop.time() + GREETING)
                 context = tls_context(address)
                 # A port that does not speak TLS never answers: whoever starts us is to hear of it soon.
                 patience = (PULSE if self._is_first else STALL) if context else None
                 await self.loop.create_connection(
                     lambda: self, *self.node, ssl=context, ssl_handshake_timeout=patience
                 )
-            # Sentinels name a master that fell silent until they have elected another: they are asked again soon.
-            silence = GREETING if address.kind == "sentinel" else STALL
             try:
-                async with asyncio.timeout(silence):
-                    await self._greet()
+                await self._greet()
             except BaseException:
                 self.abort()
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -258,7 +258,7 @@ def test_what_came_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
         wait = frozen.consumer._reader.wait
         late: list[bytes] = []
 
-        def wait_and_freeze(streams: Any, count: int) -> Any:
+        def wait_and_freeze(streams: Sequence[bytes], count: int) -> Any:
             answer = wait(streams, count)
             if answer and not late:
                 late.append(answer[0][1][0][0])
