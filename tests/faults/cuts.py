@@ -149,8 +149,9 @@ class Bench:
             self.proxy.messages.clear()
             self.proxy.reset_all()
             # Not before the gateway knows: what it writes into a broken connection is lost, and says nothing of this.
-            while not any(message.connection == "gateway link" for message in self.proxy.messages):
-                await asyncio.sleep(0.001)
+            async with asyncio.timeout(10.0):
+                while not any(message.connection == "gateway link" for message in self.proxy.messages):
+                    await asyncio.sleep(0.001)
         return await self.request(self.ask(life))
 
     def left(self) -> dict[str, Any]:
