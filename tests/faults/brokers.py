@@ -132,9 +132,12 @@ class SentinelGroup:
 
 @contextmanager
 def sentinel_group(
-    directory: Path, down_after: int = 1000, seen_as: Callable[[Server], int] = lambda server: server.port
+    directory: Path, down_after: int = 2000, seen_as: Callable[[Server], int] = lambda server: server.port
 ) -> Iterator[SentinelGroup]:
-    """``seen_as`` gives the port under which sentinels, and those who ask them, find the master."""
+    """A master that says nothing for ``down_after`` milliseconds is taken for dead.
+
+    ``seen_as`` gives the port under which sentinels, and those who ask them, find it.
+    """
     with ExitStack() as stack:
         yield SentinelGroup(directory, stack, down_after, seen_as)
 
@@ -142,7 +145,7 @@ def sentinel_group(
 class Cluster:
     """Three primaries that share the slots, and a replica for each where it is asked for."""
 
-    def __init__(self, directory: Path, stack: ExitStack, *, replicas: bool, timeout: int = 1000) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, *, replicas: bool, timeout: int) -> None:
         self.directory = directory
         self._stack = stack
         self._timeout = timeout
@@ -247,6 +250,7 @@ def _slots(server: Server) -> list[Any]:
 
 
 @contextmanager
-def cluster(directory: Path, *, replicas: bool = False, timeout: int = 1000) -> Iterator[Cluster]:
+def cluster(directory: Path, *, replicas: bool = False, timeout: int = 15_000) -> Iterator[Cluster]:
+    """A node that is silent for ``timeout`` milliseconds is taken for dead; on a busy machine some are for a second."""
     with ExitStack() as stack:
         yield Cluster(directory, stack, replicas=replicas, timeout=timeout)

@@ -41,7 +41,7 @@ REQUESTS = Keys().of(MOUNT.key).requests
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three primaries for the tests that leave them whole."""
-    with cluster(tmp_path_factory.mktemp("cluster"), timeout=15_000) as made:
+    with cluster(tmp_path_factory.mktemp("cluster")) as made:
         yield made
 
 
@@ -235,13 +235,19 @@ def fails(made: Cluster, fleet: Fleet, number: signal.Signals, capsys: pytest.Ca
 
 
 def test_a_primary_that_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with cluster(tmp_path / "cluster", replicas=True) as made, Fleet(tmp_path, made.url) as fleet:
+    with (
+        cluster(tmp_path / "cluster", replicas=True, timeout=2000) as made,
+        Fleet(tmp_path, made.url) as fleet,
+    ):
         fails(made, fleet, signal.SIGKILL, capsys)
 
 
 @pytest.mark.slow
 def test_a_primary_that_falls_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with cluster(tmp_path / "cluster", replicas=True) as made, Fleet(tmp_path, made.url) as fleet:
+    with (
+        cluster(tmp_path / "cluster", replicas=True, timeout=2000) as made,
+        Fleet(tmp_path, made.url) as fleet,
+    ):
         fails(made, fleet, signal.SIGSTOP, capsys)
 
 

@@ -113,7 +113,7 @@ def test_sentinels_over_tls(tmp_path: Path, certificates: Certificates) -> None:
             stack.callback(front.close)
             return front.port
 
-        group = stack.enter_context(sentinel_group(tmp_path, seen_as=both))
+        group = stack.enter_context(sentinel_group(tmp_path, 60_000, seen_as=both))
         sentinels = ",".join(f"127.0.0.1:{both(sentinel)}" for sentinel in group.sentinels)
         carries(f"rediss+sentinel://{sentinels}/flaskbus-master?ssl_ca_certs={certificates.ca}")
 
