@@ -31,7 +31,7 @@ from flaskbus_agent.cli import agent, mounted_apps
 from flaskbus_gateway.cli import gateway
 from tests.conftest import binary, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "gateway" / "Dockerfile", ROOT / "agents" / "Dockerfile"]

@@ -19,7 +19,7 @@ import pytest
 from tests.integration.fleet import eventually
 from tests.integration.protocols import Both, CuttingLine, Served, attempt, both, needs, run, same
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MIB = 1024 * 1024
 numbers = itertools.count(1)

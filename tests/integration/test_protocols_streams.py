@@ -26,7 +26,7 @@ from tests.integration.apps.protocols import EVENTS
 from tests.integration.fleet import eventually
 from tests.integration.protocols import CUT, THREADS, Both, Served, both, needs, run, same
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
