@@ -257,17 +257,16 @@ def script_sha(name: str) -> str:
 
 def run_script(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
     """EVALSHA, and SCRIPT LOAD first where the broker does not know the script (any longer)."""
+    command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)
+    source = script_source(name)
     try:
-        return _evalsha(client, name, keys, args)
-    except redis.exceptions.NoScriptError:
-        owner = client.of(keys[0]) if isinstance(client, ClusterClient) else client
-        owner.script_load(script_source(name))
-        return _evalsha(client, name, keys, args)
-
-
-def _evalsha(client: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-    try:
-        return client.evalsha(script_sha(name), len(keys), *keys, *args)
+        if isinstance(client, ClusterClient):
+            return client.script(source, *command)
+        try:
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]
+        except redis.exceptions.NoScriptError:
+            client.script_load(source)
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]
     except redis.exceptions.ResponseError as error:
         if mend(str(error), ()):
             # What a user lacks inside of a script has no name of its own, and the script may not be named either.

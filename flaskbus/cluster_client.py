@@ -14,7 +14,15 @@ from typing import Any, TypeVar, cast
 
 import redis
 from redis.client import Pipeline, PubSub
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from flaskbus.address import Address, Node
 from flaskbus.cluster import PATIENCE, PAUSE, Topology, key_of, parse_slots, slot_of
@@ -123,8 +131,15 @@ cluster_map = cache(ClusterMap)
 """The map of a cluster, one for a process."""
 
 
-def follow(nodes: ClusterMap, key: str | bytes | None, send: Callable[[Node, bool], T]) -> T:
+def follow(
+    nodes: ClusterMap,
+    key: str | bytes | None,
+    send: Callable[[Node, bool], T],
+    teach: Callable[[Node], object] | None = None,
+) -> T:
     """Send a command to the node of its key, and after redirections; ``send(node, asking)`` gives its answer.
+
+    ``teach`` loads its script into a node that does not know it, which need not be the owner of the slot.
 
     It is sent again only where it was surely not carried out: after an answer that says so, for
     :data:`~flaskbus.cluster.PATIENCE` at most, or to the successor of a node that cannot be reached. What else goes
@@ -133,11 +148,18 @@ def follow(nodes: ClusterMap, key: str | bytes | None, send: Callable[[Node, boo
     slot = None if key is None else slot_of(key)
     deadline = time.monotonic() + PATIENCE
     ask: Node | None = None
+    taught: set[Node] = set()
     trouble: ResponseError
     while True:
         node = ask or (nodes.any() if slot is None else nodes.owner(slot))
         try:
             return send(node, ask is not None)
+        except NoScriptError:
+            if teach is None or node in taught:
+                raise
+            teach(node)
+            taught.add(node)
+            continue
         except AskError as error:
             to = error.host or node[0], error.port
             if isinstance(error, MovedError):
@@ -191,6 +213,15 @@ class ClusterClient(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return follow(self.map, key_of(args), lambda node, asking: self._send(node, asking, args, options))
+
+    def script(self, source: str, *evalsha: Any) -> Any:
+        """EVALSHA; where a node does not know the script, its ``source`` is loaded first."""
+        return follow(
+            self.map,
+            key_of(evalsha),
+            lambda node, asking: self._send(node, asking, evalsha, {}),
+            lambda node: self.at(node).script_load(source),
+        )
 
     def _send(self, node: Node, asking: bool, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         client = self.at(node)

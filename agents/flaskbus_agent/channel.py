@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -85,7 +85,7 @@ class Channel:
         try:
             return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
-            self.at(keys[0], "SCRIPT", "LOAD", script_source(name))
+            self.call("SCRIPT", "LOAD", script_source(name))
             return self.call("EVALSHA", script_sha(name), len(keys), *keys, *args)
 
     def scripts(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
@@ -180,10 +180,23 @@ class ClusterChannel(MovingChannel):
         finally:
             self._since, self._now = 0.0, None
 
-    def _follow(self, key: str | bytes | None, command: tuple[Argument, ...]) -> Any:
+    def script(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        command = ("EVALSHA", script_sha(name), len(keys), *keys, *args)
+        return self._follow(
+            keys[0],
+            command,
+            lambda node: self._send(node, False, pack(("SCRIPT", "LOAD", script_source(name)))),
+        )
+
+    def _follow(
+        self,
+        key: str | bytes | None,
+        command: tuple[Argument, ...],
+        teach: Callable[[Node], object] | None = None,
+    ) -> Any:
         packed = pack(command)
         try:
-            return follow(self.map, key, lambda node, asking: self._send(node, asking, packed))
+            return follow(self.map, key, lambda node, asking: self._send(node, asking, packed), teach)
         finally:
             self._since, self._now = 0.0, None
 

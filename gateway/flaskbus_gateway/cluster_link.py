@@ -256,7 +256,8 @@ class ClusterLink:
         except AnswerError as error:
             if error.code != "NOSCRIPT":
                 raise
-        await self._give(("SCRIPT", "LOAD", script_source(name)), slot)
+        for link in self._links.values():  # it may be the next owner of the slot that does not know it
+            link.tell("SCRIPT", "LOAD", script_source(name))
         return await self._give(command, slot)
 
     def _give(self, command: Command | Packed, slot: int | None) -> _Errand:

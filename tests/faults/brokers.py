@@ -224,13 +224,17 @@ class Cluster:
     def move(self, key: str, to: Server) -> None:
         """Move the slot of a key to another server, key by key, as redis-cli --cluster reshard does."""
         slot, source = slot_of(key), self.owner(key)
-        here, there = source.ask("CLUSTER", "MYID"), to.ask("CLUSTER", "MYID")
-        to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", here)
-        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", there)
+        self.begin_move(key, to)
         while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 5):
             source.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
         for server in (to, source):
-            server.ask("CLUSTER", "SETSLOT", slot, "NODE", there)
+            server.ask("CLUSTER", "SETSLOT", slot, "NODE", to.ask("CLUSTER", "MYID"))
+
+    def begin_move(self, key: str, to: Server) -> None:
+        """From now on a key of this slot that does not exist is asked of the other server."""
+        slot, source = slot_of(key), self.owner(key)
+        to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.ask("CLUSTER", "MYID"))
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.ask("CLUSTER", "MYID"))
 
     def move_at_once(self, key: str, to: Server) -> None:
         """Move the slot of a key to another server in one step (Valkey 9)."""

@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from flaskbus.address import Node, parse_url
-from flaskbus.broker import connect, primaries
+from flaskbus.broker import connect, primaries, run_script
 from flaskbus.cluster import PATIENCE, PAUSE, slot_of
 from flaskbus.cluster_client import ClusterClient
 from flaskbus.keys import GROUP, Keys
@@ -168,6 +168,40 @@ def test_slots_move_under_load_and_no_request_fails(three: Cluster, tmp_path: Pa
                 load.more(30)
         all_good(fleet, load)
         fleet.at_rest()
+
+
+def test_the_next_owner_of_a_slot_learns_our_scripts(three: Cluster) -> None:
+    """It is asked before it has the slot, and whoever has that knows them."""
+    to = other(three, REQUESTS)
+    call = ("withdraw", [REQUESTS], [GROUP, "1-1"])
+
+    async def from_gateway() -> Any:
+        link = ClusterLink(three.url, parse_url(three.url), "gateway")
+        link.start()
+        await asyncio.wait_for(link.up.wait(), 20)
+        await link.script(*call)  # it knows the next owner too by now
+        to.ask("SCRIPT", "FLUSH")
+        try:
+            return await link.script(*call)
+        finally:
+            await link.close()
+
+    def from_agent() -> Any:
+        channel = open_channel(three.url, "agent", 5.0)
+        try:
+            return channel.script(*call)
+        finally:
+            channel.close()
+
+    def from_tool() -> Any:
+        with connect(three.url) as client:
+            return run_script(client, *call)
+
+    three.begin_move(REQUESTS, to)
+    for ask in (from_agent, from_tool, lambda: asyncio.run(from_gateway())):
+        to.ask("SCRIPT", "FLUSH")
+        assert ask() == b"gone"
+    three.move(REQUESTS, to)
 
 
 @pytest.mark.slow
