@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import ssl
+import struct
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,33 @@ def _answers(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def turn_away(listener: sock.BaseSocket) -> None:
+    """Let the kernel begin no more connections, and end the handshakes that it has begun.
+
+    Closing a listener resets who connected since its last accept(). Who is not heard at all asks again after a second
+    (RFC 6298, section 2.1), and is then refused, or served by a successor. Nothing happens where the system cannot.
+    """
+    if sys.platform != "linux" or listener.sock.family == socket.AF_UNIX:
+        return
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _NO_SYN))
+    with suppress(OSError):
+        listener.sock.setsockopt(
+            socket.SOL_SOCKET,
+            _SO_ATTACH_FILTER,
+            struct.pack("HP", len(_NO_SYN), ctypes.addressof(program)),
+        )
+
+
+_SO_ATTACH_FILTER = 26
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the TCP header that has the flags
+    (0x45, 0, 1, 0x02),  # is it a SYN?
+    (0x06, 0, 0, 0),  # then drop it
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+"""Berkeley Packet Filter (socket(7), linux/filter.h): code, where to go on if it holds and if not, operand."""
 
 
 def url(listener: sock.BaseSocket, settings: GatewaySettings) -> str:

@@ -28,13 +28,16 @@ from flaskbus.errors import OperatorError, StartError
 from flaskbus.forking import signals_held
 from flaskbus.rlimit import raise_file_limit
 from flaskbus.settings import GatewaySettings
-from flaskbus_gateway.listening import bind_address, check_tls, listen, url
+from flaskbus_gateway.listening import bind_address, check_tls, listen, turn_away, url
 from flaskbus_gateway.worker import Worker
 
 AppFactory = Callable[[GatewaySettings], Any]
 """Settings -> ASGI application that supports lifespan; called in each worker."""
 
 log = logging.getLogger("flaskbus.gateway")
+
+HANDSHAKES = 0.05
+"""Seconds for connections that clients have begun to make when we stop."""
 
 QUICK = 5.0
 """Seconds that workers have to put themselves in order, if they are not to let requests finish."""
@@ -189,6 +192,10 @@ class GatewayArbiter(Arbiter):
         if self.LISTENERS:
             log.info("stopping")
         first = not self.reexec_pid and not self.master_pid and not self.systemd
+        if first and graceful and self.LISTENERS:
+            for listener in self.LISTENERS:
+                turn_away(listener)
+            time.sleep(HANDSHAKES)
         sock.close_sockets(self.LISTENERS, unlink=first)  # type: ignore[arg-type]
         self.LISTENERS = []  # type: ignore[misc]
         limit = time.monotonic() + self.cfg.graceful_timeout

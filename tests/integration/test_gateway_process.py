@@ -19,9 +19,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gunicorn.config import Config
 
 from flaskbus.settings import GatewaySettings
-from flaskbus_gateway.listening import bind_address
+from flaskbus_gateway.listening import bind_address, listen, turn_away
 from tests.conftest import free_port
 from tests.integration.probe import Client, Server, until
 
@@ -52,6 +53,23 @@ def refuses(server: Server) -> bool:
 
 
 # Starting and ending
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter")
+def test_a_listener_turns_away_whom_it_does_not_know_yet() -> None:
+    listener = listen(GatewaySettings(host="127.0.0.1", port=0), Config(), None)
+    address = listener.getsockname()
+    with socket.create_connection(address) as known:
+        turn_away(listener)
+        known.sendall(b"still heard")
+        served, _ = listener.sock.accept()
+        with served:
+            assert served.recv(100) == b"still heard"
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.2)
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=30)
 
 
 def test_says_where_it_listens(server: Server) -> None:
