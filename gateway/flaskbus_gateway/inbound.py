@@ -69,7 +69,6 @@ class Inbound:
         self._sizes: deque[int] = deque()
         self._lies = 0  # their sum: many thousands where they are small
         self._waiting = 0
-        self._may_be_new = True  # a list that is empty is none, and the next one has no TTL
         self._credit = asyncio.Event()
         self._closed = False
 
@@ -92,8 +91,8 @@ class Inbound:
             self._credit.clear()
             try:
                 answer = self._link.call("RPUSH", self.key, element)
-                if self._may_be_new:
-                    self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
+                # Each time: a list of which all was taken is none, and whoever begins it anew may end at any moment.
+                self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
                 if self._agent:
                     self._ring(self._agent, element if len(element) <= wire.MAX_RING_FRAME else b"")
                 self._waiting = await answer
@@ -104,9 +103,6 @@ class Inbound:
                 if error.code != "OOM" and not passing(error.code):
                     raise
                 await asyncio.sleep(0.1)  # what is taken makes room
-        if self._waiting == 1 and not self._may_be_new:
-            self._link.tell("PEXPIRE", self.key, LIST_TTL_MS)
-        self._may_be_new = False
         self.progress = self._link.loop.time()
         self._sizes.append(len(element))
         self._lies += len(element)
@@ -141,7 +137,6 @@ class Inbound:
         if agent != self._agent and self._seq:
             self._ring(agent, b"")
         self._agent = agent
-        self._may_be_new = True
         self._credit.set()
 
     def close(self) -> None:

@@ -48,6 +48,39 @@ def test_room_that_was_made_before_the_answer_came_is_not_waited_for() -> None:
     assert asyncio.run(run()) < LOOK / 2
 
 
+class Unanswered(Hasty):
+    """A broker whose answer to the third frame does not come before the gateway ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def call(self, command: str, *_: Any) -> asyncio.Future[int]:  # type: ignore[override]
+        self.said.append(command)
+        answer = self.loop.create_future()
+        if self.said.count("RPUSH") < 3:
+            answer.set_result(1)  # the agent takes each at once
+        return answer
+
+    def tell(self, command: str, *_: Any) -> None:
+        self.said.append(command)
+
+
+def test_a_list_has_a_time_to_live_before_the_broker_answers() -> None:
+    async def run() -> list[str]:
+        link = Unanswered()
+        inbound = Inbound(
+            cast(Link, link), "list", window=1 << 20, ring=lambda agent, element: None, sign=None
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                while True:
+                    await inbound.push(lambda seq: Chunk(INBOUND, seq, b"x"))
+        return link.said
+
+    assert asyncio.run(run()) == ["RPUSH", "PEXPIRE"] * 3
+
+
 def body_of(
     inbound: Inbound, receive: Receive, *, timeout: float, is_answering: Callable[[], bool] = lambda: False
 ) -> Coroutine[Any, Any, None]:
