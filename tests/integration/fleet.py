@@ -138,10 +138,14 @@ class Fleet:
         return program
 
     def gateway(self, *options: str, port: int = 0, **more: Any) -> tuple[Program, str]:
-        """A gateway that accepts connections, and its URL."""
+        """A gateway that accepts connections and has a worker, and its URL."""
         port = port or free_port()
         gateway = self.start("gateway", "flaskbus_gateway", "--port", str(port), *options, **more)
-        eventually(lambda: "listening on" in gateway.log() or gateway.process.poll() is not None, "gateway")
+
+        def serves() -> bool:
+            return "listening on" in gateway.log() and bool(gateway.workers())
+
+        eventually(lambda: serves() or gateway.process.poll() is not None, "gateway")
         assert gateway.process.poll() is None, gateway.log()
         return gateway, f"http://127.0.0.1:{port}"
 
