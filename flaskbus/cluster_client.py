@@ -207,10 +207,6 @@ class ClusterClient(redis.Redis):
         for node in self.map.primaries():
             yield self.at(node)
 
-    def of(self, key: str) -> redis.Redis:
-        """The client of the node that serves a key now."""
-        return self.at(self.map.owner(slot_of(key)))
-
     def execute_command(self, *args: Any, **options: Any) -> Any:
         return follow(self.map, key_of(args), lambda node, asking: self._send(node, asking, args, options))
 
