@@ -228,8 +228,8 @@ def test_the_same_comes_of_it(places: dict[str, tuple[str, int]], case: str) -> 
             for _ in range(2):
                 if case == "HEAD":
                     client.send(SAME[case] + get("/a/status/200"))
-                    found += [client.came.readline() for _ in range(5)]
-                    return found
+                    lines = [client.came.readline() for _ in range(5)]
+                    return [line for line in lines if not line.startswith(b"Date: ")]
                 status, lines, body = client.ask(SAME[case])
                 kept = sorted(line for line in lines if not line.startswith(b"Date: ") or b"1970" in line)
                 found.append((status, kept, re.sub(rb'"request_id": "[^"]*"', b"", body)))
