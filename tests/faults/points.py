@@ -25,10 +25,14 @@ from flaskbus.broker import script_sha
 
 
 class Point(NamedTuple):
-    """Before or after a call of a function ``module:qualified.name``; ``when`` looks at its arguments."""
+    """Before or after a call of a function ``module:qualified.name``; ``when`` looks at its arguments.
+
+    ``or_before`` is another function, for requests that never come to the first.
+    """
 
     function: str
     after: bool = False
+    or_before: str = ""
     when: Callable[..., bool] = lambda *_, **__: True
 
 
@@ -54,7 +58,12 @@ POINTS = {
         after=True,
         when=lambda link: any(b"\r\nXADD\r\n" in data for data in link._out),
     ),
-    "gateway: waiting": Point("flaskbus_gateway.prompt:Prompt.was_sent", after=True),
+    # A gateway that has not heard yet that the agent is ready has an exchange from the start.
+    "gateway: waiting": Point(
+        "flaskbus_gateway.prompt:Prompt.was_sent",
+        after=True,
+        or_before="flaskbus_gateway.exchange:Exchange._head",
+    ),
     "gateway: reply taken from its list": Point("flaskbus.inbox:Inbox.take_listed", after=True),
     "gateway: reply taken from the bell": Point("flaskbus.wire:decode_frame", after=True),
     "gateway: list not deleted": Point("flaskbus_gateway.switchboard:Switchboard._collect"),
@@ -69,9 +78,7 @@ def find(name: str) -> tuple[Any, str]:
 
 
 def arm(point: Point, nth: int, flag: Path) -> None:
-    """Wrap the function of a point."""
-    owner, name = find(point.function)
-    original = getattr(owner, name)
+    """Wrap the functions of a point."""
     calls = 0
 
     def reached() -> None:
@@ -85,17 +92,25 @@ def arm(point: Point, nth: int, flag: Path) -> None:
                 return
             os.kill(os.getpid(), signal.SIGKILL)
 
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        here = point.when(*args, **kwargs)
-        if here and not point.after:
-            reached()
-        result = original(*args, **kwargs)
-        if here and point.after:
-            reached()
-        return result
+    def wrap(function: str, after: bool) -> None:
+        owner, name = find(function)
+        original = getattr(owner, name)
 
-    setattr(owner, name, wrapper)
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            here = point.when(*args, **kwargs)
+            if here and not after:
+                reached()
+            result = original(*args, **kwargs)
+            if here and after:
+                reached()
+            return result
+
+        setattr(owner, name, wrapper)
+
+    wrap(point.function, point.after)
+    if point.or_before:
+        wrap(point.or_before, after=False)
 
 
 def main() -> None:
