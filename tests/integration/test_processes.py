@@ -32,9 +32,10 @@ with Processes(console) as processes:
     console.say("own", "stopping")
 console.say("own", "end")
 """
+# A handler that prints may meet a print that is not over.
 POLITE = """
-import signal, sys, time
-def end(*args): print("ending", flush=True); sys.exit()
+import os, signal, sys, time
+def end(*args): os.write(1, b"ending\\n"); sys.exit()
 signal.signal(signal.SIGTERM, end)
 print("started", flush=True)
 while True: time.sleep(60)
@@ -165,7 +166,7 @@ def test_children_go_when_the_owner_is_killed(tmp_path: Path, owners: list[Owner
 
 def test_an_output_that_nobody_reads_ends_all_in_good_order(tmp_path: Path, owners: list[Owner]) -> None:
     seen = tmp_path / "seen"
-    polite = POLITE.replace('print("ending", flush=True)', f"open({str(seen)!r}, 'w')")
+    polite = POLITE.replace(r'os.write(1, b"ending\n")', f"open({str(seen)!r}, 'w')")
     chatty = "import time\nwhile True: print('more', flush=True); time.sleep(0.01)"
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, polite, chatty], stdout=subprocess.PIPE, stderr=subprocess.PIPE
