@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -154,10 +154,12 @@ def request_template(request: Request) -> list[str | bytes | int | None]:
 _HEAD_TYPES = (int, str, str, str, int, str, int, str, list)
 
 
-_DecodedHead = tuple[int, str, str, tuple[str, int], tuple[str, int], str, Headers]
+RequestHead = tuple[int, str, str, tuple[str, int], tuple[str, int], str, Headers]
+"""Wire version, scheme, HTTP version, client, server, name of the script, headers."""
 
 
-def _decode_head(data: bytes) -> _DecodedHead:
+def decode_head(data: bytes) -> RequestHead:
+    """What the ``head`` of an entry holds."""
     head = _array(data, MAX_HEAD, "head")
     _check(head, _HEAD_TYPES, "head")
     version, scheme, http_version, host, port, server, server_port, script_name, flat, *_ = head
@@ -167,7 +169,7 @@ def _decode_head(data: bytes) -> _DecodedHead:
 REPEATED = 2048
 """Bytes up to which a head that was read is remembered: a client repeats its own to the byte."""
 
-_known_head = lru_cache(256)(_decode_head)
+_known_head = lru_cache(256)(decode_head)
 
 
 def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
@@ -176,7 +178,7 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
     try:
         head = entry[b"head"]
         version, scheme, http_version, client, server, script_name, headers = (
-            _known_head(head) if len(head) <= REPEATED else _decode_head(head)
+            _known_head(head) if len(head) <= REPEATED else decode_head(head)
         )
         body = _unpack(entry[b"body"], max_body + 16, max_array=0)
         if type(body) is not bytes:
@@ -210,6 +212,43 @@ def decode_request(fields: Sequence[bytes], *, max_body: int) -> Request:
         raise WireError(f"field {error.args[0].decode()} is missing") from None
     except (UnicodeDecodeError, ValueError) as error:
         raise WireError(f"a plain field is not readable: {error}") from None
+
+
+class Plain(NamedTuple):
+    """An entry of the plain kind: its body is in it, and its answer is for nobody but its gateway to keep."""
+
+    id: str
+    method: str
+    target: str
+    gateway: str
+    ttl: int
+    """Milliseconds."""
+    attempt: int
+    head: bytes
+    """As it came; :func:`decode_head` reads it."""
+    body: bytes
+
+
+_PLAIN_NAMES = [b"id", b"method", b"target", b"from", b"ttl", b"attempt", b"traceparent", b"head", b"body"]
+_BARE_NAMES = [name for name in _PLAIN_NAMES if name != b"traceparent"]
+
+
+def peek_plain(fields: Sequence[bytes]) -> Plain | None:
+    """An entry as gateways send most; ``None`` for any other, which :func:`decode_request` reads or refuses."""
+    if (names := fields[::2]) != _PLAIN_NAMES and names != _BARE_NAMES:
+        return None
+    request_id, method, target, gateway, ttl, attempt, *_, head, body = fields[1::2]
+    try:
+        text = request_id.decode("ascii")
+        content = _unpack(body, MAX_BODY + 16, max_array=0)
+        if type(content) is not bytes or not _ID.fullmatch(text):
+            return None
+        return Plain(
+            text, method.decode("ascii"), target.decode("latin-1"), gateway.decode("ascii"),
+            int(ttl), int(attempt), head, content,
+        )  # fmt: skip
+    except (WireError, ValueError):
+        return None
 
 
 def peek_id(fields: Sequence[bytes]) -> str | None:

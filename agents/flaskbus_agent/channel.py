@@ -58,13 +58,31 @@ class Channel:
             self._connection.disconnect()
         return None
 
-    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
-        """Send, and read the answer; or a list of so many, with errors among them."""
+    def converse(
+        self, packed: list[bytes], count: int, heard: Callable[[list[Any]], None], *command: Argument
+    ) -> Any:
+        """Send ``count`` packed commands, and one more that may block; the answer to that.
+
+        ``heard`` is given the others', errors among them, as soon as they are there; it is not called where the
+        broker went away before.
+        """
+        return self._exchange([*packed, *buffers(command)], None, count, heard)
+
+    def _exchange(
+        self,
+        packed: list[bytes],
+        answers: int | None,
+        before: int = 0,
+        heard: Callable[[list[Any]], None] | None = None,
+    ) -> Any:
+        """Send, and read the answer, or a list of so many with errors among them; ``heard`` has those ``before``."""
         connection = self._connection
         try:
             if not connection.is_connected:
                 connection.connect()
             _send(connection, packed)
+            if heard is not None:
+                heard([_answer_or_error(connection) for _ in range(before)])
             if answers is None:
                 return connection.read_response()
             return [_answer_or_error(connection) for _ in range(answers)]
@@ -120,7 +138,13 @@ class MovingChannel(Channel):
         self._since = 0.0
         """Since when it waits for an answer (monotonic seconds); 0 while it does not."""
 
-    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
+    def _exchange(
+        self,
+        packed: list[bytes],
+        answers: int | None,
+        before: int = 0,
+        heard: Callable[[list[Any]], None] | None = None,
+    ) -> Any:
         connection = self._connection
         if connection.is_connected and self.master.get(self._address) != (connection.host, connection.port):
             connection.disconnect()
@@ -129,7 +153,7 @@ class MovingChannel(Channel):
             if not connection.is_connected:
                 connection.connect()
                 self.master[self._address] = (connection.host, connection.port)
-            return super()._exchange(packed, answers)
+            return super()._exchange(packed, answers, before, heard)
         finally:
             self._since = 0.0
 

@@ -110,6 +110,8 @@ class ClusterReader(Reader):
         self._ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
 
+    converses = False  # each stream may be elsewhere
+
     def _read(self, stream: bytes) -> _Read:
         read = self._reads.get(stream)
         if read is None:

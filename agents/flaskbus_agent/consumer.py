@@ -1,25 +1,23 @@
-"""The reading side of an agent process: leader and followers.
+"""The request threads of an agent process: leader and followers.
 
-One thread at a time, the leader, reads the streams of all mounts, for as many requests as threads are idle.
-With what it read it hands the lead to the next idle thread and becomes a worker itself, so that no request
-is passed from thread to thread, and none waits behind a busy one.
+One thread at a time, the leader, reads the streams of all mounts, for as many requests as threads wait. What
+computes it runs itself, one after the other, and hands in the replies with its next question; as soon as one of them
+lasts, another thread takes the lead. With what waits for something it leaves the lead to another thread at once. So no
+request is passed from thread to thread without need, and none waits behind a slow one.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 
 from flaskbus import wire
-from flaskbus.acl import mend
 from flaskbus.broker import Unavailable, connect
 from flaskbus.errors import WireError
 from flaskbus.keys import Keys
@@ -30,25 +28,23 @@ from flaskbus_agent.bells import Bells
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Ending, Runner
-from flaskbus_agent.entry import Entry, Running, Served, entry_time
-from flaskbus_agent.inhand import InHand, Standing
+from flaskbus_agent.entry import Entry, Running, Served
+from flaskbus_agent.intake import Intake
+from flaskbus_agent.lead import STALL, Lead
 from flaskbus_agent.line import FAREWELL
 from flaskbus_agent.moves import Moves
 from flaskbus_agent.pool import ChannelPool
+from flaskbus_agent.post import Post
 from flaskbus_agent.reading import ANSWER
 from flaskbus_agent.wsgi import Cancelled
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-CLOCK = 5.0
-"""Seconds for which the broker's clock is taken to run as fast as ours."""
+OnStream = Callable[[], ChannelPool | None]
 
 SHARED = 2
 """Connections that all streams of a process share."""
-
-AGAIN = 1.0
-"""Seconds until we look again at what we hold, after a write about it was refused."""
 
 ENDING = 2.0
 """Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
@@ -73,32 +69,22 @@ class Consumer:
         self.log = log or logging.getLogger("flaskbus.agent")
         keys = Keys(settings.namespace)
         seals = seals_of(parse_keys(settings.signing_key), [mount.key for mount in apps])
-        self._served = {
+        served = {
             mount: Served(app, keys.of(mount.key), seals.get(mount.key, ())) for mount, app in apps.items()
         }
-        self._by_stream = {served.keys.requests.encode(): served for served in self._served.values()}
-        # A read that is under way when a mount is dropped may still deliver to it.
-        self._ever_served = dict(self._by_stream)
-        self._turn = threading.Lock()
-        self._backlog: deque[Entry] = deque()
-        self._in_hand = InHand()
-        self._reread_at = 0.0  # monotonic seconds
-        self._asked_at = 0.0  # since when the leader waits (monotonic seconds)
+        self._doorbells = [each.keys.doorbell(agent_id) for each in served.values()]
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
         self._threads_lock = threading.Lock()
         self._streams = 0
-        self._rotation = 0
         self._moves = Moves(settings.redis)
         self._reader = open_reader(settings.redis, agent_id, self._channel)
+        self._lead: Lead[Post] = Lead()
+        self._intake = Intake(self._reader, served, settings.lease, self._quiet, self.log)
         self._shared = ChannelPool([self._channel(f"streams-{n}", ANSWER) for n in range(SHARED)])
-        self._trouble = ""
-        self._clocks: dict[bytes, float] = {}
-        """Of the broker that has a stream, in milliseconds, when our monotonic clock was at 0; as far as known."""
-        self._clock_due = 0.0
         self.bells = Bells()
-        self._runner = Runner(settings, agent_id, self.bells, self._look_again)
+        self._runner = Runner(settings, agent_id, self.bells, self._intake.look_again)
         self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
         self.served = 0
 
@@ -122,23 +108,19 @@ class Consumer:
 
     def drop(self, mount: Mount) -> None:
         """Stop reading one mount, which now belongs to another app."""
-        served = self._served.pop(mount, None)
-        if served is not None:
-            self._by_stream.pop(served.keys.requests.encode(), None)
-            self._reader.interrupt()
-        if not self._served:
+        if not self._intake.drop(mount):
             self.quiet()
 
     def join(self, timeout: float) -> bool:
         """Wait until a quiet consumer has run all that it read; whether ``timeout`` seconds were enough."""
         deadline = time.monotonic() + timeout
-        if self._quiet.is_set() and self._backlog:
+        if self._quiet.is_set() and self._intake.backlog:
             self._spawn()  # the others may be busy, and what they have not begun is handed back at once
         while threads := self._alive():
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if self._quiet.is_set() and self._turn.locked():
+            if self._quiet.is_set() and self._lead.is_reading():
                 self._reader.interrupt()
             threads[0].join(min(left, 0.05))
         return True
@@ -198,11 +180,7 @@ class Consumer:
             return self._shared if streamed else None
 
         try:
-            while (entry := self._next()) is not None:
-                try:
-                    self._run(entry, channel, on_stream)
-                except Exception:
-                    self.log.exception("an entry could not be handled")
+            while self._take_part(channel, on_stream):
                 if streamed:
                     return  # its place was taken while it streamed
         finally:
@@ -230,159 +208,94 @@ class Consumer:
             return False
         return True
 
-    def _run(self, entry: Entry, channel: Channel, on_stream: Any) -> None:
-        mark = entry.served.keys.requests.encode() + entry.entry_id
+    def _take_part(self, channel: Channel, on_stream: OnStream) -> bool:
+        """Have the lead for as long as that goes, then run what needs no lead; whether there may be more to do."""
+        self._lead.take()
+        try:
+            while True:
+                if not self._intake.backlog:
+                    self._intake.fill(1 + self._lead.waiting, self._lead.collect())
+                    if not self._intake.backlog and self._quiet.is_set():
+                        return False
+                    continue
+                item = self._intake.backlog.popleft()
+                plain = self._plain(item)
+                if plain is None or isinstance(item, Post):
+                    break
+                if not self._run_leading(item, plain, channel, on_stream):
+                    return True
+        finally:
+            self._lead.release()
+        try:
+            if isinstance(item, Post):
+                self._hand_in(item, channel)
+            else:
+                self._run(item, channel, on_stream)
+        except Exception:
+            self.log.exception("an entry could not be handled")
+        return True
+
+    def _plain(self, item: Entry | Post) -> wire.Plain | None:
+        """What the leader runs itself, as far as it is known to be of that kind."""
+        if isinstance(item, Post) or not self._reader.converses or not item.served.pace.is_for_leader():
+            return None
+        return self._runner.plain(item)
+
+    def _run_leading(self, entry: Entry, plain: wire.Plain, channel: Channel, on_stream: OnStream) -> bool:
+        """Run what is short, as a rule; whether this thread still has the lead then."""
+        running, computed = self._begin(plain.id, plain.method, plain.target), time.thread_time()
+        ending = Ending.RAN
+        self._lead.begin()
+        try:
+            ending = self._runner.run_with_lead(entry, plain, channel, running, on_stream, self._lead)
+        except Exception:
+            self.log.exception("an entry could not be handled")
+        finally:
+            self._over(entry, ending)
+        entry.served.pace.measured(time.monotonic() - running.begun, time.thread_time() - computed, STALL)
+        return self._lead.end()
+
+    def _run(self, entry: Entry, channel: Channel, on_stream: OnStream) -> None:
         if entry.done:
             if self._runner.forget(entry, channel):
-                self._in_hand.settle(mark)
+                self._intake.settle(entry)
             return
-        me = threading.get_ident()
         ending = Ending.RAN
         try:
             request = self._runner.decode(entry, channel)
             if request is None:
                 ending = Ending.UNTOUCHED  # if it could not be buried, it is looked at again
                 return
-            running = Running(me, request.id, request.method, request.target, time.monotonic())
-            self._running[me] = running
+            running = self._begin(request.id, request.method, request.target)
             ending = self._runner.run(entry, request, channel, running, on_stream)
         finally:
-            self._running.pop(me, None)
-            if ending is Ending.SETTLED:
-                self._in_hand.settle(mark)
-            elif ending is Ending.RAN:
-                self._in_hand.abandon(mark)
-                self._look_again()
-            else:
-                self._in_hand.release(mark)
-            self.served += 1
+            self._over(entry, ending)
 
-    # Reading
+    def _hand_in(self, post: Post, channel: Channel) -> None:
+        """The broker did not take a reply, or perhaps not."""
+        ending = Ending.RAN
+        try:
+            ending = self._runner.hand_in(post, channel)
+        finally:
+            self._account(post.entry, ending)
 
-    def _next(self) -> Entry | None:
-        """The next entry to run, or ``None`` when this thread should end."""
-        with self._turn:
-            while not self._backlog:
-                self._asked_at = time.monotonic()
-                try:
-                    if self._quiet.is_set():
-                        self._take(self._reader.calm())
-                        if not self._backlog:
-                            return None
-                    else:
-                        self._read()
-                except Unavailable as error:
-                    self._stumble(f"the broker is away: {error}")
-                except redis.exceptions.ResponseError as error:
-                    self._stumble(f"the broker refuses to let us read: {self._explained(error)}")
-            return self._backlog.popleft()
+    def _begin(self, request_id: str, method: str, target: str) -> Running:
+        me = threading.get_ident()
+        running = self._running[me] = Running(me, request_id, method, target, time.monotonic())
+        return running
 
-    def _explained(self, error: Exception) -> str:
-        text = str(error).rstrip(".")
-        return text + mend(text, [mount.name for mount in self._served])
+    def _over(self, entry: Entry, ending: Ending) -> None:
+        self._running.pop(threading.get_ident(), None)
+        self._account(entry, ending)
+        self.served += 1
 
-    def _stumble(self, trouble: str) -> None:
-        """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
-        self._reread_at = 0.0
-        self._clock_due = 0.0
-        if not self._trouble:
-            self.log.warning("%s; trying again", trouble)
-        self._trouble = trouble
-        self._quiet.wait(0.1)
-
-    def _look_again(self) -> None:
-        """Soon, look at what we hold: an entry of which the broker took no end is still among it."""
-        self._reread_at = min(self._reread_at, time.monotonic() + AGAIN)
-
-    def _read(self) -> None:
-        idle = max(1, self.settings.threads + self._streams - len(self._running))
-        if time.monotonic() >= self._clock_due:
-            self._read_clock()
-        if time.monotonic() >= self._reread_at:
-            self._read_own()
-            return
-        streams = tuple(self._by_stream)
-        if len(streams) == 1:
-            self._deliver(self._reader.wait(streams, idle))
-        elif not streams:
-            self._quiet.wait(0.1)
-        else:
-            self._read_several(streams, idle)
-        if self._trouble:
-            self.log.info("reading again")
-            self._trouble = ""
-
-    def _read_several(self, streams: tuple[bytes, ...], idle: int) -> None:
-        """COUNT holds for each stream and not in all: ask one after the other, each time another one first."""
-        self._rotation = (self._rotation + 1) % len(streams)
-        ordered = streams[self._rotation :] + streams[: self._rotation]
-        for stream in ordered:
-            if idle > len(self._backlog):
-                self._deliver(self._reader.now(stream, idle - len(self._backlog)))
-        if not self._backlog:
-            # Whoever gets the first entry ends the wait; it is rare that two streams do in one instant.
-            self._deliver(self._reader.wait(ordered, 1))
-        if idle <= len(self._backlog):
-            # Nobody is left to watch reads that go on; what they bring at the last moment runs next.
-            self._deliver(self._reader.calm(last=False))
-
-    def _read_clock(self) -> None:
-        """What the brokers' clocks say, for the age of entries; without the permission to ask they have none."""
-        for stream in tuple(self._by_stream):
-            try:
-                answer = self._reader.clock(stream)
-            except redis.exceptions.NoPermissionError:
-                self._clocks.clear()
-                break
-            if answer:
-                now = int(answer[0]) * 1000 + int(answer[1]) / 1000
-                self._clocks[stream] = now - time.monotonic() * 1000
-        self._clock_due = time.monotonic() + CLOCK
-
-    def _age(self, stream: bytes, entry_id: bytes, now: float) -> float:
-        """How many milliseconds an entry has waited at ``now`` (monotonic seconds); 0 where that is not known."""
-        clock = self._clocks.get(stream)
-        return 0.0 if clock is None else max(0.0, clock + now * 1000 - entry_time(entry_id))
-
-    def _read_own(self) -> None:
-        """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
-        self._reread_at = math.inf  # a failed read makes it due at once
-        self._take(self._reader.begin())
-        for stream in tuple(self._by_stream):
-            after = b"0"
-            while True:
-                answer = self._reader.own(stream, after)
-                entries = answer[0][1] if answer else []
-                if not entries:
-                    break
-                self._take(answer)
-                after = entries[-1][0]
-
-    def _deliver(self, answer: Any) -> None:
-        """Take what came of a read for new entries.
-
-        Who was frozen while it waited may have been taken for dead, and what was delivered to it meanwhile given to
-        others. So of what comes late only that counts which the group, when it is asked, says is ours still.
-        """
-        if answer and time.monotonic() - self._asked_at > self.settings.lease / 2:
-            self._reread_at = 0.0
-        else:
-            self._take(answer)
-
-    def _take(self, answer: Any) -> None:
-        """Entries as XREADGROUP gives them."""
-        now = time.monotonic()
-        for stream, entries in answer or ():
-            served = self._ever_served.get(stream)
-            for entry_id, fields in entries:
-                if served is None or fields is None:
-                    continue
-                standing = self._in_hand.take(stream + entry_id)
-                if standing is Standing.NEW:
-                    age = self._age(stream, entry_id, now)
-                    self._backlog.append(Entry(served, entry_id, fields, now, age))
-                elif standing is Standing.DONE:
-                    self._backlog.append(Entry(served, entry_id, fields, now, done=True))
+    def _account(self, entry: Entry, ending: Ending) -> None:
+        if ending is Ending.SETTLED:
+            self._intake.settle(entry)
+        elif ending is Ending.RAN:
+            self._intake.abandon(entry)
+        elif ending is Ending.UNTOUCHED:
+            self._intake.release(entry)
 
     # Doorbell
 
@@ -407,7 +320,9 @@ class Consumer:
                 client = None
                 if isinstance(error, redis.exceptions.NoPermissionError) and not told:
                     told = True
-                    self.log.error("the broker refuses to let us hear doorbells: %s", self._explained(error))
+                    self.log.error(
+                        "the broker refuses to let us hear doorbells: %s", self._intake.explained(error)
+                    )
                 self._quiet.wait(0.5)
             self._moves.look()
             self._reader.probe()
@@ -424,5 +339,5 @@ class Consumer:
     def _subscribe(self) -> redis.client.PubSub:
         client = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell")
         pubsub: redis.client.PubSub = client.pubsub()  # type: ignore[no-untyped-call]
-        pubsub.subscribe(*(served.keys.doorbell(self.agent_id) for served in self._served.values()))
+        pubsub.subscribe(*self._doorbells)
         return pubsub

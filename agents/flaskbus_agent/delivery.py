@@ -21,6 +21,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -45,11 +46,15 @@ from flaskbus_agent.bells import Bells
 from flaskbus_agent.bridge import Bridge
 from flaskbus_agent.channel import Channel
 from flaskbus_agent.entry import Entry, Running, entry_time, seal_of
+from flaskbus_agent.environ import build_environ, plain_environ
 from flaskbus_agent.inbound import InboundBody
+from flaskbus_agent.lead import Lead
 from flaskbus_agent.line import Line, LineSink
 from flaskbus_agent.outbox import Outbox
 from flaskbus_agent.pool import ChannelPool
-from flaskbus_agent.wsgi import Cancelled, build_environ, respond
+from flaskbus_agent.post import Post
+from flaskbus_agent.prompt import Prompt
+from flaskbus_agent.wsgi import Cancelled, respond
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -66,6 +71,8 @@ class Ending(Enum):
     """It is still pending as ours, and must not be run again."""
     UNTOUCHED = "untouched"
     """It is still pending as ours, and the app was not called."""
+    LEFT = "left"
+    """Its reply is left for the leader to send."""
 
 
 class Runner:
@@ -111,9 +118,12 @@ class Runner:
             self._bury(entry, channel, str(error), signed=False)
             return None
         except WireError as error:
-            if self._bury(entry, channel, str(error)):
-                log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
+            self._bury_unreadable(entry, channel, error)
             return None
+
+    def _bury_unreadable(self, entry: Entry, channel: Channel, error: WireError) -> None:
+        if self._bury(entry, channel, str(error)):
+            log.error("an entry on %s is not ours: %s", entry.served.keys.requests, error)
 
     def _check_signature(self, entry: Entry) -> bytes | None:
         """The signature of an entry, if there is to be one. Raises :class:`~flaskbus.signing.SignatureError`."""
@@ -133,11 +143,7 @@ class Runner:
         on_stream: Callable[[], ChannelPool | None],
     ) -> Ending:
         """Run the app and send what it answers, unless there is a reason not to begin; raises nothing."""
-        outbox = Outbox(
-            channel, entry, request, self.agent_id,
-            window=self.settings.window, bells=self.bells, running=running,
-            keeper=self.keeper, given_up=self.given_up, ending=self.ending, on_stream=on_stream,
-        )  # fmt: skip
+        outbox = self._outbox(entry, request, channel, running, on_stream)
         ran = False
         try:
             reason = self._hand_back(entry, request, outbox)
@@ -168,13 +174,7 @@ class Runner:
         except Cancelled:
             pass
         except redis.exceptions.RedisError as error:
-            text = str(error).rstrip(".")
-            hint = mend(text, [entry.served.keys.mount])
-            if ran:
-                log.error("the reply to %s was refused by the broker: %s%s", request.id, text, hint)
-                self._confess(outbox)
-            else:
-                self._keep("a request could not be handed back: %s%s", text, hint)
+            self._refused_by_broker(error, outbox, ran=ran)
         finally:
             outbox.retire()
             self.bells.forget(request.id)
@@ -185,6 +185,91 @@ class Runner:
         if (signature := signature_of(entry.fields)) is not None:
             self._replays.forgive(signature)
         return Ending.UNTOUCHED
+
+    def plain(self, entry: Entry) -> wire.Plain | None:
+        """An entry that :meth:`run_with_lead` may run; for any other there is :meth:`decode` and :meth:`run`."""
+        if entry.done or entry.served.seals or self.stopping.is_set():
+            return None
+        plain = wire.peek_plain(entry.fields)
+        if plain is None or (time.monotonic() - entry.read_at) * 1000 + entry.age > plain.ttl:
+            return None
+        return plain
+
+    def run_with_lead(
+        self,
+        entry: Entry,
+        plain: wire.Plain,
+        channel: Channel,
+        running: Running,
+        on_stream: Callable[[], ChannelPool | None],
+        lead: Lead[Post],
+    ) -> Ending:
+        """Run the app in the thread that has the lead, which it may lose meanwhile; raises nothing."""
+        try:
+            environ = plain_environ(
+                plain, errors=sys.stderr, multithread=self.multithread, multiprocess=self.multiprocess
+            )
+        except WireError as error:
+            self._bury_unreadable(entry, channel, error)
+            return Ending.UNTOUCHED
+
+        def open_outbox() -> Outbox:
+            request = wire.decode_request(entry.fields, max_body=wire.MAX_BODY)
+            return self._outbox(entry, request, channel, running, on_stream)
+
+        sink = Prompt(entry, plain, self.agent_id, running, lead, open_outbox)
+        try:
+            respond(
+                entry.served.app, environ, sink, method=plain.method, reply_limit=self.settings.reply_limit
+            )
+        except Cancelled:
+            pass
+        except redis.exceptions.RedisError as error:
+            assert sink.outbox is not None
+            self._refused_by_broker(error, sink.outbox, ran=True)
+        if sink.is_left:
+            return Ending.LEFT
+        if sink.outbox is None:
+            return Ending.RAN
+        sink.outbox.retire()
+        self.bells.forget(plain.id)
+        return Ending.SETTLED if sink.outbox.settled else Ending.RAN
+
+    def hand_in(self, post: Post, channel: Channel) -> Ending:
+        """Send a whole reply, again until the broker has taken it; raises nothing."""
+        request = wire.decode_request(post.entry.fields, max_body=wire.MAX_BODY)
+        running = Running(threading.get_ident(), request.id, request.method, request.target, math.inf)
+        outbox = self._outbox(post.entry, request, channel, running, lambda: None)
+        try:
+            outbox.finish([post.reply])
+        except Cancelled:
+            pass
+        except redis.exceptions.RedisError as error:
+            self._refused_by_broker(error, outbox, ran=True)
+        return Ending.SETTLED if outbox.settled else Ending.RAN
+
+    def _outbox(
+        self,
+        entry: Entry,
+        request: Request,
+        channel: Channel,
+        running: Running,
+        on_stream: Callable[[], ChannelPool | None],
+    ) -> Outbox:
+        return Outbox(
+            channel, entry, request, self.agent_id,
+            window=self.settings.window, bells=self.bells, running=running,
+            keeper=self.keeper, given_up=self.given_up, ending=self.ending, on_stream=on_stream,
+        )  # fmt: skip
+
+    def _refused_by_broker(self, error: redis.exceptions.RedisError, outbox: Outbox, *, ran: bool) -> None:
+        text = str(error).rstrip(".")
+        hint = mend(text, [outbox.mount])
+        if ran:
+            log.error("the reply to %s was refused by the broker: %s%s", outbox.request_id, text, hint)
+            self._confess(outbox)
+        else:
+            self._keep("a request could not be handed back: %s%s", text, hint)
 
     def _websocket(self, entry: Entry, request: Request, outbox: Outbox, environ: WSGIEnvironment) -> None:
         """Run an app that may take the handshake: it finds a socket where werkzeug's server puts one."""

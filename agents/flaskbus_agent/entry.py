@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flaskbus import wire
 from flaskbus.keys import MountKeys
 from flaskbus.signing import FrameSeal, Seal, opener
+from flaskbus_agent.pace import Pace
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -24,12 +25,14 @@ class Served:
     keys: MountKeys
     seals: tuple[Seal, ...] = ()
     """What its requests may be signed with; empty where nobody signs."""
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What one XREADGROUP delivered, at ``read_at`` (monotonic seconds).
 
+    ``mark`` tells it from every other.
     ``age`` is how many milliseconds it had waited then, by the broker's own clock; 0 where that is not known.
     ``done``: this process has run it before, and a broker that lost its last writes does not know that.
     """
@@ -37,6 +40,7 @@ class Entry:
     served: Served
     entry_id: bytes
     fields: Sequence[bytes]
+    mark: bytes
     read_at: float
     age: float = 0.0
     done: bool = False

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import werkzeug.wsgi
 
 from flaskbus.messages import Headers, Request
-from flaskbus.wire import MAX_CHUNK, REPEATED
+from flaskbus.wire import MAX_CHUNK, REPEATED, Plain, RequestHead, decode_head
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -30,37 +30,87 @@ def build_environ(
     """The environ of a request; beyond PEP 3333 and CGI it has ``REQUEST_URI`` and ``RAW_URI`` (the target as
     sent), ``flaskbus.request_id`` and ``flaskbus.attempt``.
     """
-    path, _, query = request.target.partition("?")
-    environ: WSGIEnvironment = {
-        "REQUEST_METHOD": request.method,
-        "SCRIPT_NAME": _decoded(request.script_name),
-        "PATH_INFO": _decoded(_below(request.script_name, path)),
-        "QUERY_STRING": query,
-        "REQUEST_URI": request.target,
-        "RAW_URI": request.target,
-        "SERVER_PROTOCOL": f"HTTP/{request.http_version}",
+    size = sum([len(value) for _, value in request.headers])
+    environ = _of_head(
+        (
+            request.version, request.scheme, request.http_version, request.client, request.server,
+            request.script_name, request.headers,
+        ),
+        (_known_variables if size <= REPEATED else _variables)(request.headers),
+        errors, multithread, multiprocess,
+    )  # fmt: skip
+    body = None if request.inbound else request.body
+    _add(environ, request.script_name, request.method, request.target, request.id, request.attempt, body)
+    return environ
+
+
+def plain_environ(plain: Plain, *, errors: TextIO, multithread: bool, multiprocess: bool) -> WSGIEnvironment:
+    """The same for a plain entry. Raises :class:`~flaskbus.errors.WireError` where its head is not readable."""
+    of = _known_head if len(plain.head) <= REPEATED else _read_head
+    script_name, known = of(plain.head, errors, multithread, multiprocess)
+    environ = known.copy()
+    _add(environ, script_name, plain.method, plain.target, plain.id, plain.attempt, plain.body)
+    return environ
+
+
+def _read_head(
+    data: bytes, errors: TextIO, multithread: bool, multiprocess: bool
+) -> tuple[str, WSGIEnvironment]:
+    """The name of the script, and what all requests with this head have in their environ."""
+    head = decode_head(data)
+    return head[5], _of_head(head, _variables(head[6]), errors, multithread, multiprocess)
+
+
+_known_head = lru_cache(256)(_read_head)
+"""The same for a client that repeats its head; not to be changed."""
+
+
+def _of_head(
+    head: RequestHead, variables: WSGIEnvironment, errors: TextIO, multithread: bool, multiprocess: bool
+) -> WSGIEnvironment:
+    _, scheme, http_version, client, server, script_name, _ = head
+    name, port = _server(server, scheme, variables.get("HTTP_HOST", ""))
+    return {
+        "SCRIPT_NAME": _decoded(script_name),
+        "SERVER_PROTOCOL": f"HTTP/{http_version}",
         "SERVER_SOFTWARE": "flaskbus",
-        "REMOTE_ADDR": request.client[0],
-        "REMOTE_PORT": str(request.client[1]),
+        "SERVER_NAME": name,
+        "SERVER_PORT": port,
+        "REMOTE_ADDR": client[0],
+        "REMOTE_PORT": str(client[1]),
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": request.scheme,
-        "wsgi.input": io.BytesIO(request.body),
+        "wsgi.url_scheme": scheme,
         "wsgi.input_terminated": True,
         "wsgi.errors": errors,
         "wsgi.multithread": multithread,
         "wsgi.multiprocess": multiprocess,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": FileWrapper,
-        "flaskbus.request_id": request.id,
-        "flaskbus.attempt": request.attempt,
+        **variables,
     }
-    size = sum([len(value) for _, value in request.headers])
-    environ.update((_known_variables if size <= REPEATED else _variables)(request.headers))
+
+
+def _add(
+    environ: WSGIEnvironment,
+    script_name: str,
+    method: str,
+    target: str,
+    request_id: str,
+    attempt: int,
+    body: bytes | None,
+) -> None:
+    """What each request has of its own; without a ``body`` where that comes in parts."""
+    path, _, query = target.partition("?")
+    environ["REQUEST_METHOD"] = method
+    environ["PATH_INFO"] = _decoded(_below(script_name, path))
+    environ["QUERY_STRING"] = query
+    environ["REQUEST_URI"] = environ["RAW_URI"] = target
+    environ["wsgi.input"] = io.BytesIO(body or b"")
+    environ["flaskbus.request_id"] = request_id
+    environ["flaskbus.attempt"] = attempt
     # A body that is here whole has a known length, whatever framing brought it.
-    if not request.inbound and (request.body or "CONTENT_LENGTH" in environ):
-        environ["CONTENT_LENGTH"] = str(len(request.body))
-    environ["SERVER_NAME"], environ["SERVER_PORT"] = _server(request, environ.get("HTTP_HOST", ""))
-    return environ
+    if body or (body is not None and "CONTENT_LENGTH" in environ):
+        environ["CONTENT_LENGTH"] = str(len(body))
 
 
 def _variables(headers: Headers) -> WSGIEnvironment:
@@ -122,10 +172,10 @@ def _joined(key: str, values: list[str]) -> str:
 _HOST = re.compile(r"(.+?)(?::([0-9]{1,5})?)?")
 
 
-def _server(request: Request, host: str) -> tuple[str, str]:
+def _server(server: tuple[str, int], scheme: str, host: str) -> tuple[str, str]:
     """Name and port of the server, which PEP 3333 wants even where a Unix socket has neither."""
-    name, port = request.server
+    name, port = server
     if not name:
         match = _HOST.fullmatch(host)
         name, port = (match[1], int(match[2] or 0)) if match else ("localhost", 0)
-    return name, str(port or (443 if request.scheme == "https" else 80))
+    return name, str(port or (443 if scheme == "https" else 80))

@@ -74,6 +74,11 @@ class Sender:
         self.settled = False
         """Whether the broker has confirmed the end: the entry is not ours any more, and is not pending."""
 
+    @property
+    def mount(self) -> str:
+        """The canonical name of the mount."""
+        return self._entry.served.keys.mount
+
     def retire(self) -> None:
         """The run is over: its channel is the next one's, whatever threads the app has left behind."""
         with self._own:

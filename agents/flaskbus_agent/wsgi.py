@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from flaskbus.messages import Headers
 from flaskbus.wire import MAX_CHUNK
-from flaskbus_agent.environ import FileWrapper, build_environ
+from flaskbus_agent.environ import FileWrapper
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-__all__ = ["APP_ERROR", "Cancelled", "FileWrapper", "Sink", "build_environ", "respond"]
+__all__ = ["APP_ERROR", "Cancelled", "FileWrapper", "Sink", "respond"]
 
 log = logging.getLogger("flaskbus.agent")
 

@@ -45,9 +45,15 @@ def sends(script: str) -> Callable[..., bool]:
 SEND = "flaskbus_agent.channel:_send"
 
 POINTS = {
-    "agent: read, not begun": Point("flaskbus_agent.delivery:Runner.decode"),
+    # What the leader runs itself never comes to the first of each pair.
+    "agent: read, not begun": Point(
+        "flaskbus_agent.delivery:Runner.decode", or_before="flaskbus_agent.delivery:Runner.plain"
+    ),
     "agent: in the handler": Point("tests.faults.app:record", after=True),
-    "agent: finish not sent": Point("flaskbus_agent.outbox:Outbox.finish"),
+    "agent: reply left, not sent": Point("flaskbus_agent.lead:Lead.leave", after=True),
+    "agent: finish not sent": Point(
+        "flaskbus_agent.outbox:Outbox.finish", or_before="flaskbus_agent.prompt:Prompt.reply"
+    ),
     "agent: finish sent, not answered": Point(SEND, after=True, when=sends("finish")),
     "agent: first push sent, not answered": Point(SEND, after=True, when=sends("push")),
     "agent: between two pushes": Point("flaskbus_agent.outbox:Outbox._push", after=True),

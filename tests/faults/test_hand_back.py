@@ -89,14 +89,14 @@ def test_a_thread_that_is_just_being_begun_can_be_waited_for(
 
 def test_an_agent_that_stops_hands_back_what_it_had_not_begun(broker: Broker, counted: Counted) -> None:
     with ThreadPoolExecutor(1) as pool, running_bus(broker.url) as bus, agent(broker, counted.app) as first:
-        take = first.consumer._take
+        take = first.consumer._intake._take
 
         def take_and_stop(answer: Any) -> None:
             take(answer)
             if answer:
                 first.consumer.quiet()
 
-        first.consumer._take = take_and_stop  # type: ignore[method-assign]
+        first.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         first.start()
         bus.await_route(SHOP)
         answer = pool.submit(httpx.post, f"{bus.url}/shop/once", timeout=30)
@@ -111,14 +111,14 @@ def test_an_agent_that_stops_hands_back_what_it_had_not_begun(broker: Broker, co
 
 def test_nobody_takes_what_was_handed_back(broker: Broker, counted: Counted) -> None:
     with running_bus(broker.url, hold=0.5, head_timeout=0.5) as bus, agent(broker, counted.app) as only:
-        take = only.consumer._take
+        take = only.consumer._intake._take
 
         def take_and_stop(answer: Any) -> None:
             take(answer)
             if answer:
                 only.consumer.quiet()
 
-        only.consumer._take = take_and_stop  # type: ignore[method-assign]
+        only.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         only.start()
         bus.await_route(SHOP)
         document = problem(httpx.post(f"{bus.url}/shop/never", timeout=30))
@@ -144,7 +144,7 @@ def test_what_waits_for_a_busy_thread_is_handed_back_at_once(broker: Broker, cou
                 [stream, [(i, [x for pair in f.items() for x in pair]) for i, f in es]]
                 for stream, es in taken
             ]
-            busy.consumer._take(answer)
+            busy.consumer._intake._take(answer)
             busy.consumer.quiet()
             assert not busy.consumer.join(0.2)
             assert counted.runs == ["running"]
@@ -190,7 +190,7 @@ def test_a_clock_that_jumped_costs_a_round_trip(
 
     monkeypatch.setattr(Outbox, "broker_time", jumped)
     with running_bus(broker.url) as bus, agent(broker, counted.app) as puzzled:
-        puzzled.consumer._age = lambda stream, entry_id, now: HOUR  # type: ignore[method-assign]
+        puzzled.consumer._intake._age = lambda stream, entry_id, now: HOUR  # type: ignore[method-assign]
         puzzled.start()
         bus.await_route(SHOP)
         assert httpx.post(f"{bus.url}/shop/once", timeout=30).text == "once"
@@ -222,14 +222,14 @@ def test_what_may_have_run_before_is_not_said_to_have_not(broker: Broker, counte
 def test_an_older_gateway_gets_an_answer(broker: Broker, counted: Counted) -> None:
     """It would not know what a hand-back means."""
     with agent(broker, counted.app) as stopping, broker.client() as client:
-        take = stopping.consumer._take
+        take = stopping.consumer._intake._take
 
         def take_and_stop(answer: Any) -> None:
             take(answer)
             if answer:
                 stopping.consumer.quiet()
 
-        stopping.consumer._take = take_and_stop  # type: ignore[method-assign]
+        stopping.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         stopping.start()
         fields = wire.encode_request(
             Request(

@@ -227,14 +227,14 @@ class TestAgents:
         app, runs = counted()
         settings = AgentSettings(redis=broker.url, idempotency_keys=True)
         stopping = InProcessAgent(settings, {SHOP: app}, {SHOP: "shop"})
-        take = stopping.consumer._take
+        take = stopping.consumer._intake._take
 
         def take_and_stop(answer: Any) -> None:
             take(answer)
             if answer:
                 stopping.consumer.quiet()
 
-        stopping.consumer._take = take_and_stop  # type: ignore[method-assign]
+        stopping.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         stopping.start()
         bus.await_route(SHOP)
         answer = pool.submit(post, bus.url)

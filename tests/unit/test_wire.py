@@ -208,6 +208,35 @@ class TestRequests:
         with contextlib.suppress(WireError):
             wire.decode_request(fields, max_body=100)
 
+    @given(requests)
+    def test_a_plain_one_is_the_same_request(self, request: Request) -> None:
+        fields = stored(wire.encode_request(request))
+        plain = wire.peek_plain(fields)
+        if request.inbound or request.idempotency:
+            assert plain is None
+            return
+        assert plain == wire.Plain(
+            request.id, request.method, request.target, request.gateway, request.ttl, request.attempt,
+            fields[-3], request.body,
+        )  # fmt: skip
+
+    @given(st.integers(0, 17), st.binary(max_size=40))
+    def test_one_that_is_plain_can_be_decoded_but_for_its_head(self, place: int, value: bytes) -> None:
+        fields = stored(wire.encode_request(REQUEST))
+        fields[place] = value
+        if (plain := wire.peek_plain(fields)) is None:
+            return
+        with contextlib.suppress(WireError):
+            wire.decode_head(plain.head)
+            request = wire.decode_request(fields, max_body=wire.MAX_BODY)
+            assert plain == (
+                request.id, request.method, request.target, request.gateway, request.ttl, request.attempt,
+                fields[-3], request.body,
+            )  # fmt: skip
+            return
+        with pytest.raises(WireError):
+            wire.decode_head(plain.head)
+
     @pytest.mark.parametrize(
         ("fields", "found"),
         [

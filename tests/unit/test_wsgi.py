@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from werkzeug.wrappers import Request as WerkzeugRequest
 from werkzeug.wsgi import ClosingIterator
 
+from flaskbus import wire
 from flaskbus.messages import Headers, Request
 from flaskbus.wire import MAX_CHUNK
-from flaskbus_agent.wsgi import APP_ERROR, Cancelled, ClientDisconnected, build_environ, respond
+from flaskbus_agent.environ import build_environ, plain_environ
+from flaskbus_agent.wsgi import APP_ERROR, Cancelled, ClientDisconnected, respond
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -40,7 +42,16 @@ GET = Request(
 
 def environ_of(request: Request, **options: bool) -> WSGIEnvironment:
     settings = {"multithread": True, "multiprocess": False, **options}
-    return build_environ(request, errors=io.StringIO(), **settings)
+    errors = io.StringIO()
+    environ = build_environ(request, errors=errors, **settings)
+    plain = wire.peek_plain(
+        [part if isinstance(part, bytes) else str(part).encode() for part in wire.encode_request(request)]
+    )
+    if plain is not None:
+        same = plain_environ(plain, errors=errors, **settings)
+        assert same.pop("wsgi.input").getvalue() == environ["wsgi.input"].getvalue()
+        assert same == {key: value for key, value in environ.items() if key != "wsgi.input"}
+    return environ
 
 
 def with_headers(*headers: tuple[bytes, bytes], body: bytes = b"") -> WSGIEnvironment:
