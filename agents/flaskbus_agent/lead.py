@@ -105,11 +105,6 @@ class Lead(Generic[T]):
             self._left.append(thing)
             return True
 
-    @property
-    def has_left(self) -> bool:
-        """Whether something was left."""
-        return bool(self._left)
-
     def collect(self) -> list[T]:
         """The leader takes what was left."""
         with self._mutex:

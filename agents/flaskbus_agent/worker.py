@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import secrets
 import select
@@ -105,6 +106,9 @@ class AgentWorker(Worker):
             if not self.alive or self._is_orphan():
                 return
             self._wait(CLAIM_POLL)
+        # What the imports made stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         # Before the first request can end the process: that it started is not in doubt any more.
         self.board.state = "ready"
         self.consumer.start()

@@ -9,6 +9,7 @@ it is cut off.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -92,6 +93,9 @@ class Worker(ASGIWorker):
             await self.lifespan.startup()
         except RuntimeError as error:
             self._fail(str(error).removeprefix("Lifespan startup failed: "))
+        # What is there now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         self._tls: dict[str, Any] = {
             "ssl": tls,
             "ssl_handshake_timeout": self.settings.header_timeout if tls else None,
