@@ -243,7 +243,8 @@ class Consumer:
 
     def _run_leading(self, entry: Entry, plain: wire.Plain, channel: Channel, on_stream: OnStream) -> bool:
         """Run what is short, as a rule; whether this thread still has the lead then."""
-        running, computed = self._begin(plain.id, plain.method, plain.target), time.thread_time()
+        pace, running = entry.served.pace, self._begin(plain.id, plain.method, plain.target)
+        computed = time.thread_time() if (is_sample := pace.is_sample()) else 0.0
         ending = Ending.RAN
         self._lead.begin()
         try:
@@ -252,7 +253,8 @@ class Consumer:
             self.log.exception("an entry could not be handled")
         finally:
             self._over(entry, ending)
-        entry.served.pace.measured(time.monotonic() - running.begun, time.thread_time() - computed, STALL)
+        if is_sample:
+            pace.measured(time.monotonic() - running.begun, time.thread_time() - computed, STALL)
         return self._lead.end()
 
     def _run(self, entry: Entry, channel: Channel, on_stream: OnStream) -> None:

@@ -7,6 +7,7 @@ writes, those that it settled long before.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from threading import Lock
 
@@ -28,7 +29,8 @@ class InHand:
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
         self._held: set[bytes] = set()
-        self._done: dict[bytes, None] = {}
+        self._done: set[bytes] = set()
+        self._order: deque[bytes] = deque()  # of those that are done
         self._over: set[bytes] = set()
         self._lock = Lock()
 
@@ -47,9 +49,11 @@ class InHand:
         with self._lock:
             self._held.discard(mark)
             self._over.discard(mark)
-            self._done[mark] = None
-            if len(self._done) > self._remembered:
-                del self._done[next(iter(self._done))]
+            if mark not in self._done:
+                self._done.add(mark)
+                self._order.append(mark)
+                if len(self._order) > self._remembered:
+                    self._done.discard(self._order.popleft())
 
     def abandon(self, mark: bytes) -> None:
         """A delivery has run, and the broker has not confirmed its end: remembered until it does."""
