@@ -41,3 +41,10 @@ def test_what_came_to_nothing_is_looked_at_again() -> None:
     hand.take(b"1")
     hand.release(b"1")
     assert hand.take(b"1") is Standing.NEW
+
+
+def test_to_settle_it_twice_is_to_settle_it_once() -> None:
+    hand = InHand(remembered=2)
+    for mark in (b"1", b"2", b"2", b"2"):
+        hand.settle(mark)
+    assert [hand.take(mark) for mark in (b"1", b"2")] == [Standing.DONE] * 2
