@@ -213,12 +213,12 @@ class Consumer:
         self._lead.take()
         try:
             while True:
-                if not self._intake.backlog:
+                item = self._intake.next()
+                if item is None:
                     self._intake.fill(1 + self._lead.waiting, self._lead.collect())
                     if not self._intake.backlog and self._quiet.is_set():
                         return False
                     continue
-                item = self._intake.backlog.popleft()
                 plain = self._plain(item)
                 if plain is None or isinstance(item, Post):
                     break

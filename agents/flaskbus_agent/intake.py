@@ -97,6 +97,23 @@ class Intake:
 
     # Reading
 
+    def next(self) -> Entry | Post | None:
+        """What is to be done next; ``None`` where nothing is there.
+
+        Who was frozen meanwhile may have been taken for dead, and what it holds given to others. So what lies here
+        for long is begun only if the group, when it is asked, says that it is ours still.
+        """
+        while self.backlog:
+            item = self.backlog.popleft()
+            if isinstance(item, Post) or self._quiet.is_set() or not self._is_old(item.read_at):
+                return item
+            self.release(item)
+            self._reread_at = 0.0
+        return None
+
+    def _is_old(self, since: float) -> bool:
+        return time.monotonic() - since > self._lease / 2
+
     def fill(self, most: int, posts: Sequence[Post]) -> None:
         """Hand these in, and wait a while for up to ``most`` entries; none may have come.
 
@@ -205,10 +222,9 @@ class Intake:
     def _deliver(self, answer: Any) -> None:
         """Take what came of a read for new entries.
 
-        Who was frozen while it waited may have been taken for dead, and what was delivered to it meanwhile given to
-        others. So of what comes late only that counts which the group, when it is asked, says is ours still.
+        So of what comes late only that counts which the group, when it is asked, says is ours still.
         """
-        if answer and time.monotonic() - self._asked_at > self._lease / 2:
+        if answer and self._is_old(self._asked_at):
             self._reread_at = 0.0
         else:
             self._take(answer)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from wsgiref.validate import validator
 
@@ -19,6 +20,7 @@ from flaskbus.keys import GROUP, Keys
 from flaskbus.messages import NOT_RUN, Failure, Request
 from flaskbus.settings import AgentSettings
 from flaskbus.testing import running_bus
+from flaskbus_agent.entry import Entry
 from flaskbus_agent.inprocess import InProcessAgent
 from flaskbus_agent.outbox import Outbox
 from tests.conftest import Broker
@@ -278,6 +280,41 @@ def test_what_came_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
         assert counted.runs == (["second"] if given_away else ["first", "second"])
         eventually(lambda: not client.xlen(M.requests))
         client.delete(M.reply("first"), M.reply("second"))
+
+
+@pytest.mark.parametrize("given_away", [True, False])
+def test_what_lay_there_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
+    broker: Broker, counted: Counted, given_away: bool
+) -> None:
+    """It was read with another, during which the process was frozen for longer than a lease."""
+    lease = 1.0
+    with agent(broker, counted.app, threads=2, lease=lease) as frozen, broker.client() as client:
+        intake = frozen.consumer._intake
+        fill, take = intake.fill, intake._take
+
+        def take_and_freeze(answer: Any) -> None:
+            take(answer)
+            if answer and len(intake.backlog) == 2:
+                second = intake.backlog[1]
+                assert isinstance(second, Entry)
+                intake.backlog[1] = replace(second, read_at=second.read_at - lease)
+                if given_away:
+                    client.xack(M.requests, GROUP, second.entry_id)
+                    client.xdel(M.requests, second.entry_id)
+
+        intake.fill = lambda most, posts: fill(2, posts)  # type: ignore[method-assign]
+        intake._take = take_and_freeze  # type: ignore[method-assign]
+        names = ("first", "second", "third")
+        with client.pipeline() as pipe:  # one read gets the first two
+            pipe.xgroup_create(M.requests, GROUP, "0", mkstream=True)
+            for name in names:
+                request = Request(name, "POST", f"/shop/{name}", "nobody", 30_000, script_name="/shop")
+                pipe.execute_command("XADD", M.requests, "*", *wire.encode_request(request))
+            pipe.execute()
+        frozen.start()
+        eventually(lambda: not client.xlen(M.requests))
+        assert sorted(counted.runs) == (["first", "third"] if given_away else sorted(names))
+        client.delete(*map(M.reply, names))
 
 
 def test_a_strangers_word_does_not_deafen_an_agent(broker: Broker, counted: Counted) -> None:
