@@ -58,6 +58,10 @@ class Channel:
             self._connection.disconnect()
         return None
 
+    def say(self, packed: list[bytes]) -> Any:
+        """As :meth:`call`, with a command that is packed already."""
+        return self._exchange(packed, None)
+
     def converse(
         self, packed: list[bytes], count: int, heard: Callable[[list[Any]], None], *command: Argument
     ) -> Any:

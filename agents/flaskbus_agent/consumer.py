@@ -150,6 +150,12 @@ class Consumer:
     def running(self) -> list[Running]:
         return list(self._running.values())
 
+    @property
+    def owes(self) -> bool:
+        """Whether replies of what ran before are still to be taken by the broker."""
+        items = tuple(self._intake.backlog)
+        return self._lead.has_left or bool(self._intake.unheard) or any(isinstance(i, Post) for i in items)
+
     def healthy(self) -> bool:
         """Whether every thread is there; one that ended unexpectedly is not replaced here."""
         return self._quiet.is_set() or (
@@ -213,9 +219,11 @@ class Consumer:
         self._lead.take()
         try:
             while True:
+                if self._lead.is_due():
+                    self._intake.fill(0, self._lead.collect(), channel)
                 item = self._intake.next()
                 if item is None:
-                    self._intake.fill(1 + self._lead.waiting, self._lead.collect())
+                    self._intake.fill(1 + self._lead.waiting, self._lead.collect(), channel)
                     if not self._intake.backlog and self._quiet.is_set():
                         return False
                     continue
@@ -242,7 +250,7 @@ class Consumer:
         return self._runner.plain(item)
 
     def _run_leading(self, entry: Entry, plain: wire.Plain, channel: Channel, on_stream: OnStream) -> bool:
-        """Run what is short, as a rule; whether this thread still has the lead then."""
+        """Run what is short, as a rule; whether this thread goes on with the lead then."""
         pace, running = entry.served.pace, self._begin(plain.id, plain.method, plain.target)
         computed = time.thread_time() if (is_sample := pace.is_sample()) else 0.0
         ending = Ending.RAN
@@ -255,7 +263,8 @@ class Consumer:
             self._over(entry, ending)
         if is_sample:
             pace.measured(time.monotonic() - running.begun, time.thread_time() - computed, STALL)
-        return self._lead.end()
+        # Not after a stream: what it left, a thread or a connection, may be another's now.
+        return self._lead.end() and ending is Ending.LEFT
 
     def _run(self, entry: Entry, channel: Channel, on_stream: OnStream) -> None:
         if entry.done:
@@ -275,10 +284,13 @@ class Consumer:
 
     def _hand_in(self, post: Post, channel: Channel) -> None:
         """The broker did not take a reply, or perhaps not."""
+        request = wire.decode_request(post.entry.fields, max_body=wire.MAX_BODY)
+        running = self._begin(request.id, request.method, request.target)
         ending = Ending.RAN
         try:
-            ending = self._runner.hand_in(post, channel)
+            ending = self._runner.hand_in(post, request, channel, running)
         finally:
+            self._running.pop(threading.get_ident(), None)
             self._account(post.entry, ending)
 
     def _begin(self, request_id: str, method: str, target: str) -> Running:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import sys
 import threading
 import time
@@ -235,10 +234,8 @@ class Runner:
         self.bells.forget(plain.id)
         return Ending.SETTLED if sink.outbox.settled else Ending.RAN
 
-    def hand_in(self, post: Post, channel: Channel) -> Ending:
+    def hand_in(self, post: Post, request: Request, channel: Channel, running: Running) -> Ending:
         """Send a whole reply, again until the broker has taken it; raises nothing."""
-        request = wire.decode_request(post.entry.fields, max_body=wire.MAX_BODY)
-        running = Running(threading.get_ident(), request.id, request.method, request.target, math.inf)
         outbox = self._outbox(post.entry, request, channel, running, lambda: None)
         try:
             outbox.finish([post.reply])

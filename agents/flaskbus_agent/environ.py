@@ -37,8 +37,9 @@ def build_environ(
             request.script_name, request.headers,
         ),
         (_known_variables if size <= REPEATED else _variables)(request.headers),
-        errors, multithread, multiprocess,
+        multithread, multiprocess,
     )  # fmt: skip
+    environ["wsgi.errors"] = errors
     body = None if request.inbound else request.body
     _add(environ, request.script_name, request.method, request.target, request.id, request.attempt, body)
     return environ
@@ -47,18 +48,17 @@ def build_environ(
 def plain_environ(plain: Plain, *, errors: TextIO, multithread: bool, multiprocess: bool) -> WSGIEnvironment:
     """The same for a plain entry. Raises :class:`~flaskbus.errors.WireError` where its head is not readable."""
     of = _known_head if len(plain.head) <= REPEATED else _read_head
-    script_name, known = of(plain.head, errors, multithread, multiprocess)
+    script_name, known = of(plain.head, multithread, multiprocess)
     environ = known.copy()
+    environ["wsgi.errors"] = errors
     _add(environ, script_name, plain.method, plain.target, plain.id, plain.attempt, plain.body)
     return environ
 
 
-def _read_head(
-    data: bytes, errors: TextIO, multithread: bool, multiprocess: bool
-) -> tuple[str, WSGIEnvironment]:
+def _read_head(data: bytes, multithread: bool, multiprocess: bool) -> tuple[str, WSGIEnvironment]:
     """The name of the script, and what all requests with this head have in their environ."""
     head = decode_head(data)
-    return head[5], _of_head(head, _variables(head[6]), errors, multithread, multiprocess)
+    return head[5], _of_head(head, _variables(head[6]), multithread, multiprocess)
 
 
 _known_head = lru_cache(256)(_read_head)
@@ -66,7 +66,7 @@ _known_head = lru_cache(256)(_read_head)
 
 
 def _of_head(
-    head: RequestHead, variables: WSGIEnvironment, errors: TextIO, multithread: bool, multiprocess: bool
+    head: RequestHead, variables: WSGIEnvironment, multithread: bool, multiprocess: bool
 ) -> WSGIEnvironment:
     _, scheme, http_version, client, server, script_name, _ = head
     name, port = _server(server, scheme, variables.get("HTTP_HOST", ""))
@@ -81,7 +81,6 @@ def _of_head(
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.input_terminated": True,
-        "wsgi.errors": errors,
         "wsgi.multithread": multithread,
         "wsgi.multiprocess": multiprocess,
         "wsgi.run_once": False,

@@ -16,8 +16,9 @@ from typing import Any
 import redis
 
 from flaskbus.acl import mend
-from flaskbus.broker import Unavailable
+from flaskbus.broker import Unavailable, script_source
 from flaskbus.routing import Mount
+from flaskbus_agent.channel import Channel
 from flaskbus_agent.entry import Entry, Served, entry_time
 from flaskbus_agent.inhand import InHand, Standing
 from flaskbus_agent.post import Post
@@ -54,6 +55,8 @@ class Intake:
         self._log = log
         self.backlog: deque[Entry | Post] = deque()
         """What came of the reads and was not begun, and replies that the broker did not take."""
+        self.unheard = 0
+        """Replies that are on their way."""
         self._in_hand = InHand()
         self._reread_at = 0.0  # monotonic seconds
         self._asked_at = 0.0  # since when an answer is waited for (monotonic seconds)
@@ -114,16 +117,19 @@ class Intake:
     def _is_old(self, since: float) -> bool:
         return time.monotonic() - since > self._lease / 2
 
-    def fill(self, most: int, posts: Sequence[Post]) -> None:
-        """Hand these in, and wait a while for up to ``most`` entries; none may have come.
+    def fill(self, most: int, posts: Sequence[Post], channel: Channel) -> None:
+        """Hand these in, and wait a while for up to ``most`` entries; none may have come, and none is waited for if
+        that is 0.
 
-        What the broker did not take, or perhaps not, is in the backlog then.
+        What the broker did not take, or perhaps not, is in the backlog then. The ``channel`` is the calling thread's.
         """
-        unheard = list(posts)
+        self.unheard = len(posts)
 
         def heard(answers: list[Any]) -> None:
-            unheard.clear()
+            self.unheard = 0
             for post, answer in zip(posts, answers, strict=True):
+                if isinstance(answer, redis.exceptions.NoScriptError):
+                    answer = _teach(post, channel)
                 if isinstance(answer, bytes):
                     self.settle(post.entry)  # also where it was not ours to answer any more
                 else:
@@ -137,7 +143,7 @@ class Intake:
         try:
             if self._quiet.is_set():
                 self._take(self.reader.calm())
-            else:
+            elif most:
                 self._read(most)
             self.reader.flush()
         except Unavailable as error:
@@ -145,7 +151,9 @@ class Intake:
         except redis.exceptions.ResponseError as error:
             self._stumble(f"the broker refuses to let us read: {self.explained(error)}")
         finally:
-            self.backlog.extend(unheard)
+            if self.unheard:
+                self.backlog.extend(posts)
+                self.unheard = 0
 
     def _stumble(self, trouble: str) -> None:
         """After a failed read: its answer may be lost, so the next look compares what we hold with the group."""
@@ -159,6 +167,8 @@ class Intake:
     def _read(self, most: int) -> None:
         if time.monotonic() >= self._clock_due:
             self._read_clock()
+            if self.backlog:
+                return
         if time.monotonic() >= self._reread_at:
             self._read_own()
             return
@@ -244,3 +254,12 @@ class Intake:
                     self.backlog.append(Entry(served, entry_id, fields, mark, now, age))
                 elif standing is Standing.DONE:
                     self.backlog.append(Entry(served, entry_id, fields, mark, now, done=True))
+
+
+def _teach(post: Post, channel: Channel) -> object:
+    """The broker does not know the script (any longer). What it answers then, or the error that came of it."""
+    try:
+        channel.call("SCRIPT", "LOAD", script_source("finish"))
+        return channel.say(post.packed)
+    except (*Unavailable, redis.exceptions.RedisError) as error:
+        return error

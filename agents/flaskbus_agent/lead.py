@@ -18,7 +18,7 @@ T = TypeVar("T")
 STALL = 0.002
 """Seconds that what was read, and what is done, may wait for one run."""
 
-CALM = 10
+CALM = 3
 """Looks of the deputy at a leader that runs nothing, after which it waits until it is called."""
 
 
@@ -36,6 +36,7 @@ class Lead(Generic[T]):
         self._has_deputy = False
         self._asleep = False  # the deputy waits until it is called
         self._left: list[T] = []
+        self._left_at = 0.0  # when the first of them was left
         self.waiting = 0
         """Threads that wait for the lead."""
 
@@ -98,12 +99,26 @@ class Lead(Generic[T]):
             return True
 
     def leave(self, thing: T) -> bool:
-        """Leave something to be sent by whoever has the lead next; false where the calling thread has lost it."""
+        """Leave something to be sent by whoever has the lead next.
+
+        False where the calling thread has lost it, or where nobody waits who could take it should this run go on.
+        """
         with self._mutex:
-            if self._leader != get_ident():
+            if self._leader != get_ident() or not self.waiting:
                 return False
+            if not self._left:
+                self._left_at = self._clock()
             self._left.append(thing)
             return True
+
+    @property
+    def has_left(self) -> bool:
+        """Whether something was left, and nobody has taken it."""
+        return bool(self._left)
+
+    def is_due(self) -> bool:
+        """Whether the leader has to send what was left before it runs anything more."""
+        return bool(self._left) and (not self.waiting or self._clock() - self._left_at >= STALL)
 
     def collect(self) -> list[T]:
         """The leader takes what was left."""

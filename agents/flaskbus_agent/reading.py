@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,7 @@ class Reader:
         self._url = url
         self._id: int | None = None
         self._waker: Channel | None = None
+        self._waking = threading.Lock()
         self._told: tuple[list[bytes], int, Callable[[list[Any]], None]] | None = None
 
     converses = True
@@ -87,9 +89,10 @@ class Reader:
         """From any thread: end the wait that is under way."""
         if self._id is None:
             return
-        waker = self._waker = self._waker or open_channel(self._url, f"{self.channel.name}-waker", 1.0)
-        with suppress(*Unavailable, redis.exceptions.RedisError):  # it ends by itself soon
-            waker.call("CLIENT", "UNBLOCK", self._id)
+        with self._waking:
+            waker = self._waker = self._waker or open_channel(self._url, f"{self.channel.name}-waker", 1.0)
+            with suppress(*Unavailable, redis.exceptions.RedisError):  # it ends by itself soon
+                waker.call("CLIENT", "UNBLOCK", self._id)
 
     def probe(self) -> None:
         """From another thread, often: see whether what does not answer is back."""

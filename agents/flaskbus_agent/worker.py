@@ -185,7 +185,7 @@ class AgentWorker(Worker):
                 request.request_id in self._overdue or (late and request.events)
                 for request in self.consumer.running()
             )
-            free = free + 1 if self._overdue and stuck else 0
+            free = free + 1 if self._overdue and stuck and not self.consumer.owes else 0
         self._beat_if_orphaned()
         if self._heartbeat:
             self._heartbeat.leave(self)

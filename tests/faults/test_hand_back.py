@@ -302,7 +302,7 @@ def test_what_lay_there_while_it_was_frozen_is_begun_only_if_it_is_its_own_still
                     client.xack(M.requests, GROUP, second.entry_id)
                     client.xdel(M.requests, second.entry_id)
 
-        intake.fill = lambda most, posts: fill(2, posts)  # type: ignore[method-assign]
+        intake.fill = lambda most, *rest: fill(most and 2, *rest)  # type: ignore[method-assign]
         intake._take = take_and_freeze  # type: ignore[method-assign]
         names = ("first", "second", "third")
         with client.pipeline() as pipe:  # one read gets the first two

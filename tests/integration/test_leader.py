@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import flask
 import httpx
 import pytest
+import redis
 
 from flaskbus import wire
+from flaskbus.keys import Keys, MountKeys
 from flaskbus.messages import Reply, Request
+from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus.testing import running_bus
+from flaskbus_agent.channel import Channel
 from flaskbus_agent.inprocess import InProcessAgent
-from flaskbus_agent.outbox import Outbox
 from flaskbus_agent.post import Post
+from flaskbus_agent.reading import BLOCK_MS
 from tests.conftest import Broker
 from tests.integration.fleet import eventually
 from tests.integration.test_promises import SHOP, M, at_rest
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 NAMES = [f"r{number}" for number in range(4)]
 
@@ -36,8 +46,12 @@ class App:
         self.app = flask.Flask("app")
         self.app.add_url_rule("/<what>/<name>", view_func=self.run, methods=["GET", "POST"])
 
-    def run(self, what: str, name: str) -> str:
+    def run(self, what: str, name: str) -> str | flask.Response:
         self.ran[name] = threading.current_thread().name + str(threading.get_ident())
+        if what == "behind":
+            response = flask.Response(name)
+            response.call_on_close(lambda: self.go.wait(30))
+            return response
         if what == "slow":
             assert self.go.wait(30)
         elif what == "together":
@@ -55,11 +69,10 @@ def app() -> Iterator[App]:
 @contextmanager
 def agent(broker: Broker, app: App, **settings: Any) -> Iterator[InProcessAgent]:
     """One that was not started yet, and whose first read is for all its threads, though they may not wait yet."""
-    agent = InProcessAgent(
-        AgentSettings(redis=broker.url, threads=4, **settings), {SHOP: app.app}, {SHOP: "shop"}
-    )
+    settings = {"threads": 4, **settings}
+    agent = InProcessAgent(AgentSettings(redis=broker.url, **settings), {SHOP: app.app}, {SHOP: "shop"})
     fill = agent.consumer._intake.fill
-    agent.consumer._intake.fill = lambda most, posts: fill(4, posts)  # type: ignore[method-assign]
+    agent.consumer._intake.fill = lambda most, *rest: fill(most and settings["threads"], *rest)  # type: ignore[method-assign]
     try:
         yield agent
     finally:
@@ -71,8 +84,15 @@ def put(broker: Broker, what: Sequence[str]) -> None:
     with broker.client() as client:
         client.xgroup_create(M.requests, "agents", "0", mkstream=True)
         for name, kind in zip(NAMES, what, strict=False):
-            request = Request(name, "POST", f"/shop/{kind}/{name}", "nobody", 30_000, script_name="/shop")
-            client.execute_command("XADD", M.requests, "*", *wire.encode_request(request))
+            add(
+                client,
+                M,
+                Request(name, "POST", f"/shop/{kind}/{name}", "nobody", 30_000, script_name="/shop"),
+            )
+
+
+def add(client: Any, keys: MountKeys, request: Request) -> None:
+    client.execute_command("XADD", keys.requests, "*", *wire.encode_request(request))
 
 
 def answered(broker: Broker) -> list[str]:
@@ -108,6 +128,82 @@ def test_nobody_waits_for_a_slow_one(broker: Broker, app: App, place: int) -> No
         forget(broker)
         with broker.client() as client:
             assert client.xlen(M.requests) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_nobody_waits_for_what_an_app_does_behind_its_response(
+    broker: Broker, app: App, threads: int
+) -> None:
+    """Not even its own client; also where no other thread is there to send the reply."""
+    put(broker, ["behind"] * threads)
+    with agent(broker, app, threads=threads) as one:
+        one.start()
+        eventually(lambda: answered(broker) == NAMES[:threads], "all are answered")
+        assert not app.go.is_set()
+        app.go.set()
+        forget(broker)
+
+
+def test_one_thread_has_entries_of_two_mounts(broker: Broker, app: App) -> None:
+    """A read of both streams brings one of each. The reply to the first does not wait for the second."""
+    first = Mount.parse("/first")
+    keys = Keys().of(first.key)
+    settings = AgentSettings(redis=broker.url, threads=1)
+    one = InProcessAgent(settings, {SHOP: app.app, first: app.app}, {SHOP: "shop", first: "first"})
+    one.consumer._reader.now = lambda *_: ()  # type: ignore[method-assign]
+    with broker.client() as client:
+        put(broker, ["slow"])
+        client.xgroup_create(keys.requests, "agents", "0", mkstream=True)
+        add(client, keys, Request("q", "GET", "/first/quick/q", "nobody", 30_000, script_name="/first"))
+        try:
+            one.start()
+            eventually(lambda: "r0" in app.ran, "the second runs")
+            assert [*app.ran] == ["q", "r0"]
+            eventually(lambda: client.llen(keys.reply("q")), "the first is answered")
+        finally:
+            app.go.set()
+            one.stop(10.0)
+            client.delete(keys.reply("q"), M.reply("r0"))
+
+
+def test_an_app_that_writes_in_a_thread_of_its_own(broker: Broker) -> None:
+    """That makes a stream of it, whose thread is replaced; it is not to lead any more."""
+
+    def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        write = start_response("200 OK", [])
+        thread = threading.Thread(target=write, args=(environ["PATH_INFO"].encode(),))
+        thread.start()
+        thread.join()
+        return []
+
+    settings = AgentSettings(redis=broker.url, threads=2)
+    one = InProcessAgent(settings, {SHOP: wsgi}, {SHOP: "shop"})
+    with running_bus(broker.url) as bus:
+        one.start()
+        try:
+            bus.await_route(SHOP)
+            for number in range(20):
+                assert httpx.get(f"{bus.url}/shop/{number}", timeout=30).text == f"/{number}"
+                eventually(lambda: not one.consumer._streams, "its place is free")
+                eventually(lambda: len(one.consumer._threads) == 2, "there are as many threads as before")
+        finally:
+            one.stop(10.0)
+        at_rest(broker)
+
+
+def test_errors_of_any_kind_can_be_written_to(
+    broker: Broker, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Tee(io.StringIO):  # equal to others, and so not to be hashed
+        name: str = "tee"
+
+    monkeypatch.setattr(sys, "stderr", Tee())
+    put(broker, ["quick"] * 2)
+    with agent(broker, app) as one:
+        one.start()
+        eventually(lambda: answered(broker) == NAMES[:2], "all are answered")
+        forget(broker)
 
 
 def test_those_that_wait_run_beside_each_other(broker: Broker, app: App) -> None:
@@ -157,34 +253,68 @@ def test_an_agent_that_stops_hands_in_what_it_has_left(
         forget(broker)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_replies_that_the_broker_did_not_take_are_sent_again(
-    broker: Broker, app: App, method: str, monkeypatch: pytest.MonkeyPatch
+def test_a_script_that_was_forgotten_costs_no_wait(broker: Broker, app: App) -> None:
+    """Also for a user who may not end our read (CLIENT UNBLOCK), and where another question took the reply along."""
+    with broker.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-client|unblock")
+    try:
+        with running_bus(broker.url) as bus, agent(broker, app) as one, broker.client() as client:
+            one.start()
+            bus.await_route(SHOP)
+            with httpx.Client(base_url=bus.url, timeout=30) as web:
+                for number in range(6):
+                    client.script_flush()
+                    if number % 2:
+                        one.consumer._intake._clock_due = 0.0
+                    assert web.post(f"/shop/quick/{number}").text == str(number)
+                    assert web.get("/shop/quick/next").elapsed.total_seconds() < BLOCK_MS / 1000
+            at_rest(broker)
+    finally:
+        with broker.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "+client|unblock")
+
+
+@pytest.mark.parametrize("due", [False, True], ids=["", "with the clock"])
+def test_a_reply_that_was_refused_is_not_left_behind_a_read(
+    broker: Broker, app: App, due: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It forgets its scripts, or the connection breaks, with what was left on its way."""
-    with running_bus(broker.url) as bus, agent(broker, app) as one:
-        again: list[str] = []
-        finish = Outbox.finish
+    """Each answer to what was left is an error once, as a broker may have it that is short of replicas."""
+    refused: list[Post] = []
 
-        def counted(outbox: Outbox, *args: Any) -> None:
-            again.append(outbox.request_id)
-            finish(outbox, *args)
+    def teach(post: Post, channel: Channel) -> object:
+        refused.append(post)
+        return redis.exceptions.ResponseError("NOREPLICAS Not enough good replicas to write.")
 
-        monkeypatch.setattr(Outbox, "finish", counted)
+    monkeypatch.setattr("flaskbus_agent.intake._teach", teach)
+    with running_bus(broker.url) as bus, agent(broker, app) as one, broker.client() as client:
         one.start()
         bus.await_route(SHOP)
-        with broker.client() as client, httpx.Client(base_url=bus.url, timeout=30) as web:
-            for round_ in range(6):
-                before = len(again)
-                if round_ % 2:
-                    client.script_flush()
-                else:
-                    for each in client.client_list():
-                        if each["name"].endswith("-reader"):
-                            client.client_kill_filter(_id=each["id"])
-                assert web.request(method, f"/shop/quick/{round_}").text == str(round_)
-                if round_ % 2:
-                    assert len(again) > before
+        for number in range(4):
+            client.script_flush()
+            if due:
+                one.consumer._intake._clock_due = 0.0
+            answer = httpx.post(f"{bus.url}/shop/quick/{number}", timeout=30)
+            assert answer.text == str(number)
+            assert len(refused) == number + 1
+            assert answer.elapsed.total_seconds() < BLOCK_MS / 1000
+        at_rest(broker)
+
+
+def test_replies_that_a_broken_connection_took_with_it_are_sent_again(broker: Broker, app: App) -> None:
+    with running_bus(broker.url) as bus, agent(broker, app) as one, broker.client() as client:
+        one.start()
+        bus.await_route(SHOP)
+        leave = one.consumer._lead.leave
+
+        def leave_and_break(thing: Post) -> bool:
+            for each in client.client_list():
+                if each["name"].endswith("-reader"):
+                    client.client_kill_filter(_id=each["id"])
+            return leave(thing)
+
+        one.consumer._lead.leave = leave_and_break  # type: ignore[method-assign]
+        for number in range(6):
+            assert httpx.post(f"{bus.url}/shop/quick/{number}", timeout=30).text == str(number)
         assert len(app.ran) == 6
         at_rest(broker)
 
