@@ -186,6 +186,8 @@ class Consumer:
             return self._shared if streamed else None
 
         try:
+            with suppress(*Unavailable, redis.exceptions.RedisError):  # whoever needs it tries again
+                channel.open()
             while self._take_part(channel, on_stream):
                 if streamed:
                     return  # its place was taken while it streamed
