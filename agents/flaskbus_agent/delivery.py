@@ -39,6 +39,7 @@ from flaskbus.broker import Unavailable
 from flaskbus.errors import StreamsFull, WireError
 from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
 from flaskbus.messages import BODY, NOT_RUN, WEBSOCKET, Failure, Request
+from flaskbus.refusals import passing
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
 from flaskbus_agent.bells import Bells
@@ -235,9 +236,14 @@ class Runner:
         return Ending.SETTLED if sink.outbox.settled else Ending.RAN
 
     def hand_in(self, post: Post, request: Request, channel: Channel, running: Running) -> Ending:
-        """Send a whole reply, again until the broker has taken it; raises nothing."""
+        """Send a whole reply that the broker did not take, again until it does; raises nothing."""
         outbox = self._outbox(post.entry, request, channel, running, lambda: None)
         try:
+            error = post.error
+            if isinstance(error, redis.exceptions.ResponseError) and not (
+                isinstance(error, redis.exceptions.NoScriptError) or passing(error.status_code or str(error))
+            ):
+                raise error  # it may have been carried out in part: the answer to another try would be another
             outbox.finish([post.reply])
         except Cancelled:
             pass

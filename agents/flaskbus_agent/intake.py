@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -133,7 +134,7 @@ class Intake:
                 if isinstance(answer, bytes):
                     self.settle(post.entry)  # also where it was not ours to answer any more
                 else:
-                    self.backlog.append(post)
+                    self.backlog.append(replace(post, error=answer))
             if self.backlog:
                 self.reader.interrupt()  # else it would lie there while we wait for entries
 

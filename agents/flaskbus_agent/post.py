@@ -21,6 +21,8 @@ class Post:
     entry: Entry
     reply: Reply
     packed: list[bytes]
+    error: Exception | None = None
+    """What the broker said to it, where it was refused."""
 
 
 def write(entry: Entry, plain: wire.Plain, agent: str, reply: Reply) -> Post:

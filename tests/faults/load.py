@@ -54,9 +54,10 @@ class Ask(NamedTuple):
 
 
 def draw(dice: random.Random, token: str, leavers: float) -> Ask:
-    """Mostly small ones; one in twelve large in either direction."""
+    """Mostly small ones, of which two in three compute and do not wait; one in twelve large in either direction."""
     method = dice.choice(("GET", "GET", "POST", "POST", "PUT"))
-    shape = "small" if dice.random() < 0.92 else dice.choice(SHAPES[1:])
+    luck = dice.random()
+    shape = "quick" if luck < 0.62 else "small" if luck < 0.92 else dice.choice(SHAPES[1:])
     upload = 0
     if method != "GET":
         upload = dice.choice((0, SMALL, SMALL)) if dice.random() < 0.92 else LARGE
