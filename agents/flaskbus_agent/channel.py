@@ -38,10 +38,6 @@ class Channel:
         # redis-py does not type its connections.
         self._connection: Any = raw_connection(address, timeout=timeout, name=name)
 
-    def open(self) -> None:
-        """Connect now, so that nobody waits for that later."""
-        self.call("PING")
-
     def call(self, *command: Argument) -> Any:
         return self._exchange(buffers(command), None)
 
@@ -192,9 +188,6 @@ class ClusterChannel(MovingChannel):
         self._timeout = timeout
         self._connections: dict[Node, Any] = {}
         self._now: Node | None = None
-
-    def open(self) -> None:
-        """Which node it will be, only the first command tells."""
 
     def call(self, *command: Argument) -> Any:
         return self._follow(key_of(command), command)

@@ -186,8 +186,6 @@ class Consumer:
             return self._shared if streamed else None
 
         try:
-            with suppress(*Unavailable, redis.exceptions.RedisError):  # whoever needs it tries again
-                channel.open()
             while self._take_part(channel, on_stream):
                 if streamed:
                     return  # its place was taken while it streamed
@@ -286,10 +284,10 @@ class Consumer:
 
     def _hand_in(self, post: Post, channel: Channel) -> None:
         """The broker did not take a reply, or perhaps not."""
-        request = wire.decode_request(post.entry.fields, max_body=wire.MAX_BODY)
-        running = self._begin(request.id, request.method, request.target)
         ending = Ending.RAN
         try:
+            request = wire.decode_request(post.entry.fields, max_body=wire.MAX_BODY)
+            running = self._begin(request.id, request.method, request.target)
             ending = self._runner.hand_in(post, request, channel, running)
         finally:
             self._running.pop(threading.get_ident(), None)

@@ -227,13 +227,13 @@ class Runner:
         except redis.exceptions.RedisError as error:
             assert sink.outbox is not None
             self._refused_by_broker(error, sink.outbox, ran=True)
+        finally:
+            if sink.outbox is not None:
+                sink.outbox.retire()
+                self.bells.forget(plain.id)
         if sink.is_left:
             return Ending.LEFT
-        if sink.outbox is None:
-            return Ending.RAN
-        sink.outbox.retire()
-        self.bells.forget(plain.id)
-        return Ending.SETTLED if sink.outbox.settled else Ending.RAN
+        return Ending.SETTLED if sink.outbox is not None and sink.outbox.settled else Ending.RAN
 
     def hand_in(self, post: Post, request: Request, channel: Channel, running: Running) -> Ending:
         """Send a whole reply that the broker did not take, again until it does; raises nothing."""

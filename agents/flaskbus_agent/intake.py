@@ -105,7 +105,8 @@ class Intake:
         """What is to be done next; ``None`` where nothing is there.
 
         Who was frozen meanwhile may have been taken for dead, and what it holds given to others. So what lies here
-        for long is begun only if the group, when it is asked, says that it is ours still.
+        for long is begun only if the group, when it is asked, says that it is ours still. Of a mount that was dropped
+        nobody asks: the gateways see to what it had.
         """
         while self.backlog:
             item = self.backlog.popleft()
@@ -127,15 +128,15 @@ class Intake:
         self.unheard = len(posts)
 
         def heard(answers: list[Any]) -> None:
-            self.unheard = 0
-            for post, answer in zip(posts, answers, strict=True):
-                if isinstance(answer, redis.exceptions.NoScriptError):
-                    answer = _teach(post, channel)
+            refused = False
+            for post, answer in zip(posts, _again(posts, answers, channel), strict=True):
                 if isinstance(answer, bytes):
                     self.settle(post.entry)  # also where it was not ours to answer any more
                 else:
+                    refused = True
                     self.backlog.append(replace(post, error=answer))
-            if self.backlog:
+            self.unheard = 0
+            if refused and most:
                 self.reader.interrupt()  # else it would lie there while we wait for entries
 
         if posts:
@@ -144,6 +145,8 @@ class Intake:
         try:
             if self._quiet.is_set():
                 self._take(self.reader.calm())
+                if time.monotonic() >= self._reread_at:
+                    self._read_own()  # it is handed back
             elif most:
                 self._read(most)
             self.reader.flush()
@@ -227,7 +230,10 @@ class Intake:
                 entries = answer[0][1] if answer else []
                 if not entries:
                     break
-                self._take(answer)
+                if self._take(answer):
+                    # It would grow old while the others are asked; what was taken is no news the next time.
+                    self._reread_at = 0.0
+                    return
                 after = entries[-1][0]
 
     def _deliver(self, answer: Any) -> None:
@@ -240,9 +246,9 @@ class Intake:
         else:
             self._take(answer)
 
-    def _take(self, answer: Any) -> None:
-        """Entries as XREADGROUP gives them."""
-        now = time.monotonic()
+    def _take(self, answer: Any) -> bool:
+        """Entries as XREADGROUP gives them; whether one of them is new to us."""
+        now, news = time.monotonic(), False
         for stream, entries in answer or ():
             served = self._ever_served.get(stream)
             for entry_id, fields in entries:
@@ -251,16 +257,30 @@ class Intake:
                 mark = stream + entry_id
                 standing = self._in_hand.take(mark)
                 if standing is Standing.NEW:
+                    news = True
                     age = self._age(stream, entry_id, now)
                     self.backlog.append(Entry(served, entry_id, fields, mark, now, age))
                 elif standing is Standing.DONE:
                     self.backlog.append(Entry(served, entry_id, fields, mark, now, done=True))
+        return news
 
 
-def _teach(post: Post, channel: Channel) -> object:
-    """The broker does not know the script (any longer). What it answers then, or the error that came of it."""
+def _again(posts: Sequence[Post], answers: list[Any], channel: Channel) -> list[Any]:
+    """What the broker answers in the end: where it has forgotten the script, it is told that once more."""
+    if not any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+        return answers
     try:
         channel.call("SCRIPT", "LOAD", script_source("finish"))
-        return channel.say(post.packed)
+        return [
+            _say(post, channel) if isinstance(answer, redis.exceptions.NoScriptError) else answer
+            for post, answer in zip(posts, answers, strict=True)
+        ]
     except (*Unavailable, redis.exceptions.RedisError) as error:
+        return [error if isinstance(answer, redis.exceptions.NoScriptError) else answer for answer in answers]
+
+
+def _say(post: Post, channel: Channel) -> Any:
+    try:
+        return channel.say(post.packed)
+    except redis.exceptions.ResponseError as error:
         return error

@@ -93,10 +93,11 @@ def test_an_agent_that_stops_hands_back_what_it_had_not_begun(broker: Broker, co
     with ThreadPoolExecutor(1) as pool, running_bus(broker.url) as bus, agent(broker, counted.app) as first:
         take = first.consumer._intake._take
 
-        def take_and_stop(answer: Any) -> None:
-            take(answer)
+        def take_and_stop(answer: Any) -> bool:
+            news = take(answer)
             if answer:
                 first.consumer.quiet()
+            return news
 
         first.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         first.start()
@@ -115,10 +116,11 @@ def test_nobody_takes_what_was_handed_back(broker: Broker, counted: Counted) -> 
     with running_bus(broker.url, hold=0.5, head_timeout=0.5) as bus, agent(broker, counted.app) as only:
         take = only.consumer._intake._take
 
-        def take_and_stop(answer: Any) -> None:
-            take(answer)
+        def take_and_stop(answer: Any) -> bool:
+            news = take(answer)
             if answer:
                 only.consumer.quiet()
+            return news
 
         only.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         only.start()
@@ -226,10 +228,11 @@ def test_an_older_gateway_gets_an_answer(broker: Broker, counted: Counted) -> No
     with agent(broker, counted.app) as stopping, broker.client() as client:
         take = stopping.consumer._intake._take
 
-        def take_and_stop(answer: Any) -> None:
-            take(answer)
+        def take_and_stop(answer: Any) -> bool:
+            news = take(answer)
             if answer:
                 stopping.consumer.quiet()
+            return news
 
         stopping.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         stopping.start()
@@ -282,6 +285,33 @@ def test_what_came_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
         client.delete(M.reply("first"), M.reply("second"))
 
 
+def test_what_came_late_is_handed_back_by_an_agent_that_stops(broker: Broker, counted: Counted) -> None:
+    """It was frozen, and is told to stop with its first breath."""
+    lease = 1.0
+    with agent(broker, counted.app, lease=lease) as frozen, broker.client() as client:
+        wait = frozen.consumer._reader.wait
+
+        def wait_and_freeze(streams: Sequence[bytes], count: int) -> Any:
+            answer = wait(streams, count)
+            if answer:
+                since = time.monotonic()
+                eventually(lambda: time.monotonic() - since > lease)
+                frozen.consumer.quiet()
+            return answer
+
+        frozen.consumer._reader.wait = wait_and_freeze  # type: ignore[method-assign]
+        frozen.start()
+        request = Request("late", "POST", "/shop/late", "nobody", 30_000, script_name="/shop")
+        client.execute_command("XADD", M.requests, "*", *wire.encode_request(request))
+        assert frozen.consumer.join(10.0)
+        frame = wire.decode_frame(client.lrange(M.reply("late"), 0, -1)[0], max_size=9999)
+        assert isinstance(frame, Failure)
+        assert frame.code == NOT_RUN
+        assert counted.runs == []
+        assert client.xlen(M.requests) == 0
+        client.delete(M.reply("late"))
+
+
 @pytest.mark.parametrize("given_away", [True, False])
 def test_what_lay_there_while_it_was_frozen_is_begun_only_if_it_is_its_own_still(
     broker: Broker, counted: Counted, given_away: bool
@@ -292,8 +322,8 @@ def test_what_lay_there_while_it_was_frozen_is_begun_only_if_it_is_its_own_still
         intake = frozen.consumer._intake
         fill, take = intake.fill, intake._take
 
-        def take_and_freeze(answer: Any) -> None:
-            take(answer)
+        def take_and_freeze(answer: Any) -> bool:
+            news = take(answer)
             if answer and len(intake.backlog) == 2:
                 second = intake.backlog[1]
                 assert isinstance(second, Entry)
@@ -301,6 +331,7 @@ def test_what_lay_there_while_it_was_frozen_is_begun_only_if_it_is_its_own_still
                 if given_away:
                     client.xack(M.requests, GROUP, second.entry_id)
                     client.xdel(M.requests, second.entry_id)
+            return news
 
         intake.fill = lambda most, *rest: fill(most and 2, *rest)  # type: ignore[method-assign]
         intake._take = take_and_freeze  # type: ignore[method-assign]

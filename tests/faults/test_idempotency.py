@@ -229,10 +229,11 @@ class TestAgents:
         stopping = InProcessAgent(settings, {SHOP: app}, {SHOP: "shop"})
         take = stopping.consumer._intake._take
 
-        def take_and_stop(answer: Any) -> None:
-            take(answer)
+        def take_and_stop(answer: Any) -> bool:
+            news = take(answer)
             if answer:
                 stopping.consumer.quiet()
+            return news
 
         stopping.consumer._intake._take = take_and_stop  # type: ignore[method-assign]
         stopping.start()

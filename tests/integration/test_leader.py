@@ -282,11 +282,11 @@ def test_a_reply_that_was_refused_is_not_left_behind_a_read(
     """Each answer to what was left is an error once, as a broker may have it that is short of replicas."""
     refused: list[Post] = []
 
-    def teach(post: Post, channel: Channel) -> object:
+    def say(post: Post, channel: Channel) -> object:
         refused.append(post)
         return redis.exceptions.ResponseError("NOREPLICAS Not enough good replicas to write.")
 
-    monkeypatch.setattr("flaskbus_agent.intake._teach", teach)
+    monkeypatch.setattr("flaskbus_agent.intake._say", say)
     with running_bus(broker.url) as bus, agent(broker, app) as one, broker.client() as client:
         one.start()
         bus.await_route(SHOP)
