@@ -219,9 +219,18 @@ def test_those_that_compute_run_in_one_thread(
     broker: Broker, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flaskbus_agent.lead.STALL", 30.0)
-    put(broker, ["quick"] * 4)
+    put(broker, [])
     with agent(broker, app) as one:
         one.start()
+        eventually(lambda: one.consumer._lead.waiting == 3, "the others wait")
+        with broker.client() as client, client.pipeline() as pipe:  # which one read gets together
+            for name in NAMES:
+                add(
+                    pipe,
+                    M,
+                    Request(name, "GET", f"/shop/quick/{name}", "nobody", 30_000, script_name="/shop"),
+                )
+            pipe.execute()
         eventually(lambda: answered(broker) == NAMES, "all are answered")
         assert len(set(app.ran.values())) == 1
         forget(broker)
