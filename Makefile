@@ -10,7 +10,7 @@
 VENV := .venv
 BENCH := .venv-bench
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Tests wait for processes more than they compute; more than a few workers only crowd each other. A file stays
 # with one worker, which makes the file's servers and environments once (pytest 9.2 ignores xdist_group).
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -74,7 +74,7 @@ $(VENV)/.deploy: $(VENV)/.test
 # Its own: what the other servers need does not always go with what the tests need.
 $(BENCH)/.installed: pyproject.toml .ci/venv
 	.ci/venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group bench
+	$(BENCH)/bin/python -m pip install -qq --disable-pip-version-check --editable . --group bench
 	@# Needs a C compiler; without it, uWSGI is skipped.
-	-$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --group bench-uwsgi
+	-$(BENCH)/bin/python -m pip install -qq --disable-pip-version-check --group bench-uwsgi
 	@touch $@
