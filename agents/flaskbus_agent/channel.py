@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import redis
 
@@ -23,6 +23,12 @@ MOST_PIECES = 512
 """Buffers that one sendmsg() is given; the system takes 1,024 (IOV_MAX)."""
 
 
+class _Told(NamedTuple):
+    packed: list[bytes]
+    answers: int
+    heard: Callable[[list[Any]], None]
+
+
 class Channel:
     """Sends a command and reads its answer; connects on first use and again after an error.
 
@@ -30,11 +36,12 @@ class Channel:
     away (whether the command was carried out cannot be told), ``redis.ResponseError`` where it refuses.
     """
 
-    __slots__ = ("_connection", "_transacts", "name")
+    __slots__ = ("_connection", "_told", "_transacts", "name")
 
     def __init__(self, address: Address, name: str, timeout: float) -> None:
         self.name = name
         self._transacts = True
+        self._told: _Told | None = None
         # redis-py does not type its connections.
         self._connection: Any = raw_connection(address, timeout=timeout, name=name)
 
@@ -62,31 +69,29 @@ class Channel:
         """As :meth:`call`, with a command that is packed already."""
         return self._exchange(packed, None)
 
-    def converse(
-        self, packed: list[bytes], count: int, heard: Callable[[list[Any]], None], *command: Argument
-    ) -> Any:
-        """Send ``count`` packed commands, and one more that may block; the answer to that.
+    def tell(self, packed: list[bytes], count: int, heard: Callable[[list[Any]], None]) -> None:
+        """Send so many packed commands together with the next one, which may block.
 
-        ``heard`` is given the others', errors among them, as soon as they are there; it is not called where the
-        broker went away before.
+        ``heard`` is given their answers, errors among them, as soon as they are there; it is not called where the
+        broker went away before. Not for a cluster, where each may have to go elsewhere.
         """
-        return self._exchange([*packed, *buffers(command)], None, count, heard)
+        self._told = _Told(packed, count, heard)
 
-    def _exchange(
-        self,
-        packed: list[bytes],
-        answers: int | None,
-        before: int = 0,
-        heard: Callable[[list[Any]], None] | None = None,
-    ) -> Any:
-        """Send, and read the answer, or a list of so many with errors among them; ``heard`` has those ``before``."""
+    def flush(self) -> None:
+        """Send what was told and not sent."""
+        if self._told is not None:
+            self.call("PING")
+
+    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
+        """Send, and read the answer, or a list of so many with errors among them."""
         connection = self._connection
+        told, self._told = self._told, None
         try:
             if not connection.is_connected:
                 connection.connect()
-            _send(connection, packed)
-            if heard is not None:
-                heard([_answer_or_error(connection) for _ in range(before)])
+            _send(connection, packed if told is None else [*told.packed, *packed])
+            if told is not None:
+                told.heard([_answer_or_error(connection) for _ in range(told.answers)])
             if answers is None:
                 return connection.read_response()
             return [_answer_or_error(connection) for _ in range(answers)]
@@ -142,13 +147,7 @@ class MovingChannel(Channel):
         self._since = 0.0
         """Since when it waits for an answer (monotonic seconds); 0 while it does not."""
 
-    def _exchange(
-        self,
-        packed: list[bytes],
-        answers: int | None,
-        before: int = 0,
-        heard: Callable[[list[Any]], None] | None = None,
-    ) -> Any:
+    def _exchange(self, packed: list[bytes], answers: int | None) -> Any:
         connection = self._connection
         if connection.is_connected and self.master.get(self._address) != (connection.host, connection.port):
             connection.disconnect()
@@ -157,7 +156,7 @@ class MovingChannel(Channel):
             if not connection.is_connected:
                 connection.connect()
                 self.master[self._address] = (connection.host, connection.port)
-            return super()._exchange(packed, answers, before, heard)
+            return super()._exchange(packed, answers)
         finally:
             self._since = 0.0
 

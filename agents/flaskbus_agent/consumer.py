@@ -11,15 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import redis
 
 from flaskbus import wire
-from flaskbus.broker import Unavailable, connect
-from flaskbus.errors import WireError
+from flaskbus.broker import Unavailable
 from flaskbus.keys import Keys
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
@@ -28,12 +27,13 @@ from flaskbus_agent.bells import Bells
 from flaskbus_agent.channel import Channel, open_channel
 from flaskbus_agent.cluster_reading import open_reader
 from flaskbus_agent.delivery import Ending, Runner
+from flaskbus_agent.doorbell import Doorbell
 from flaskbus_agent.entry import Entry, Running, Served
 from flaskbus_agent.intake import Intake
 from flaskbus_agent.lead import STALL, Lead
 from flaskbus_agent.line import FAREWELL
 from flaskbus_agent.moves import Moves
-from flaskbus_agent.pool import ChannelPool
+from flaskbus_agent.pool import ChannelPool, OnStream
 from flaskbus_agent.post import Post
 from flaskbus_agent.reading import ANSWER
 from flaskbus_agent.wsgi import Cancelled
@@ -41,17 +41,11 @@ from flaskbus_agent.wsgi import Cancelled
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-OnStream = Callable[[], ChannelPool | None]
-
 SHARED = 2
 """Connections that all streams of a process share."""
 
 ENDING = 2.0
 """Seconds at the end of ``graceful_timeout`` in which event streams end; half of it, if that is less."""
-
-
-UNHEARD = 3
-"""Seconds of silence after which doorbells are heard elsewhere, where the broker is of a kind that moves."""
 
 
 class Consumer:
@@ -72,7 +66,6 @@ class Consumer:
         served = {
             mount: Served(app, keys.of(mount.key), seals.get(mount.key, ())) for mount, app in apps.items()
         }
-        self._doorbells = [each.keys.doorbell(agent_id) for each in served.values()]
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}
         self._threads: set[threading.Thread] = set()
@@ -85,6 +78,12 @@ class Consumer:
         self._shared = ChannelPool([self._channel(f"streams-{n}", ANSWER) for n in range(SHARED)])
         self.bells = Bells()
         self._runner = Runner(settings, agent_id, self.bells, self._intake.look_again)
+        self._doorbell = Doorbell(
+            settings.redis,
+            f"flaskbus-agent-{agent_id}-doorbell",
+            [each.keys.doorbell(agent_id) for each in served.values()],
+            moves=self._moves.possible,
+        )
         self._bell = threading.Thread(target=self._listen, name="flaskbus-doorbell", daemon=True)
         self.served = 0
 
@@ -314,24 +313,14 @@ class Consumer:
     # Doorbell
 
     def _listen(self) -> None:
-        """Hear when a client took something, or went away. A hint: who waits also looks each second."""
-        client: redis.client.PubSub | None = None
-        unheard, told = 0, False
+        """Wake whoever has something to hear of its client."""
+        told = False
         while not self._quiet.is_set() or self._threads:
             try:
-                if client is None:
-                    client, unheard = self._subscribe(), 0
-                message = client.get_message(ignore_subscribe_messages=True, timeout=1.0)
-                if message is not None:
-                    unheard = 0
-                    self._heard(message["data"])
-                elif self._moves.possible:
-                    unheard += 1
-                    if unheard > UNHEARD:
-                        raise redis.exceptions.TimeoutError("nobody answers")
-                    client.ping()
+                for request_id, element in self._doorbell.listen():
+                    self.bells.ring(request_id, element)
+                    self._runner.bridge.ring(request_id, element)
             except (*Unavailable, redis.exceptions.RedisError) as error:
-                client = None
                 if isinstance(error, redis.exceptions.NoPermissionError) and not told:
                     told = True
                     self.log.error(
@@ -340,18 +329,4 @@ class Consumer:
                 self._quiet.wait(0.5)
             self._moves.look()
             self._reader.probe()
-        if client is not None:
-            client.close()
-
-    def _heard(self, message: bytes) -> None:
-        with suppress(WireError):  # a stranger's
-            ring = wire.decode_ring(message)
-            for request_id in ring.ids:
-                self.bells.ring(request_id, ring.frame or b"")
-                self._runner.bridge.ring(request_id, ring.frame or b"")
-
-    def _subscribe(self) -> redis.client.PubSub:
-        client = connect(self.settings.redis, name=f"flaskbus-agent-{self.agent_id}-doorbell")
-        pubsub: redis.client.PubSub = client.pubsub()  # type: ignore[no-untyped-call]
-        pubsub.subscribe(*self._doorbells)
-        return pubsub
+        self._doorbell.close()

@@ -19,7 +19,6 @@ it refuses a hand-back for good     it is looked at again: nothing ran
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 import threading
@@ -27,37 +26,33 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import redis
 
-from flaskbus import letters, wire
+from flaskbus import wire
 from flaskbus.acl import mend
 from flaskbus.broker import Unavailable
-from flaskbus.errors import StreamsFull, WireError
-from flaskbus.keys import DEAD_KEPT, DEAD_TTL_MS, GROUP, LIST_TTL_MS
+from flaskbus.errors import WireError
+from flaskbus.keys import GROUP
 from flaskbus.messages import BODY, NOT_RUN, WEBSOCKET, Failure, Request
 from flaskbus.refusals import passing
 from flaskbus.settings import AgentSettings
 from flaskbus.signing import Replays, SignatureError, opener, signature_of, worth_saying
 from flaskbus_agent.bells import Bells
 from flaskbus_agent.bridge import Bridge
+from flaskbus_agent.burial import bury
 from flaskbus_agent.channel import Channel
-from flaskbus_agent.entry import Entry, Running, entry_time, seal_of
+from flaskbus_agent.entry import Entry, Running, entry_time
 from flaskbus_agent.environ import build_environ, plain_environ
 from flaskbus_agent.inbound import InboundBody
 from flaskbus_agent.lead import Lead
-from flaskbus_agent.line import Line, LineSink
 from flaskbus_agent.outbox import Outbox
-from flaskbus_agent.pool import ChannelPool
+from flaskbus_agent.pool import OnStream
 from flaskbus_agent.post import Post
 from flaskbus_agent.prompt import Prompt
+from flaskbus_agent.upgrade import refuse, upgrade
 from flaskbus_agent.wsgi import Cancelled, respond
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
 
 log = logging.getLogger("flaskbus.agent")
 
@@ -140,7 +135,7 @@ class Runner:
         request: Request,
         channel: Channel,
         running: Running,
-        on_stream: Callable[[], ChannelPool | None],
+        on_stream: OnStream,
     ) -> Ending:
         """Run the app and send what it answers, unless there is a reason not to begin; raises nothing."""
         outbox = self._outbox(entry, request, channel, running, on_stream)
@@ -151,7 +146,7 @@ class Runner:
                 outbox.finish([Failure(request.attempt, 0, NOT_RUN, reason)])
                 return Ending.SETTLED
             if request.inbound == WEBSOCKET and not outbox.become_stream():
-                self._refuse(request, outbox, f"it has as many as it takes ({self.settings.streams})")
+                refuse(request, outbox, f"it has as many as it takes ({self.settings.streams})")
                 return Ending.SETTLED
             ran = True
             environ = build_environ(
@@ -162,7 +157,7 @@ class Runner:
                     InboundBody(request, entry, outbox, running), wire.MAX_CHUNK
                 )
             if request.inbound == WEBSOCKET:
-                self._websocket(entry, request, outbox, environ)
+                upgrade(entry, request, outbox, environ, self.bridge, self.settings.message_limit)
             else:
                 respond(
                     entry.served.app,
@@ -201,7 +196,7 @@ class Runner:
         plain: wire.Plain,
         channel: Channel,
         running: Running,
-        on_stream: Callable[[], ChannelPool | None],
+        on_stream: OnStream,
         lead: Lead[Post],
     ) -> Ending:
         """Run the app in the thread that has the lead, which it may lose meanwhile; raises nothing."""
@@ -257,7 +252,7 @@ class Runner:
         request: Request,
         channel: Channel,
         running: Running,
-        on_stream: Callable[[], ChannelPool | None],
+        on_stream: OnStream,
     ) -> Outbox:
         return Outbox(
             channel, entry, request, self.agent_id,
@@ -273,46 +268,6 @@ class Runner:
             self._confess(outbox)
         else:
             self._keep("a request could not be handed back: %s%s", text, hint)
-
-    def _websocket(self, entry: Entry, request: Request, outbox: Outbox, environ: WSGIEnvironment) -> None:
-        """Run an app that may take the handshake: it finds a socket where werkzeug's server puts one."""
-        offered = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")
-        names = [name for item in offered.split(",") if (name := item.strip())]
-        line: Line | None = None
-        try:
-            line = Line(outbox, entry.served.keys.inbound(request.id), names, self.settings.message_limit)
-            self.bridge.add(line)
-        except (OSError, RuntimeError) as error:
-            if line is not None:
-                line.end_app()
-                line.hang_up()
-            log.error("no room for a WebSocket: %s", error)
-            self._refuse(request, outbox, f"there is no file or no thread for it: {error}")
-            return
-        environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)  # they are the client's with the gateway
-        environ |= {
-            "HTTP_CONNECTION": "Upgrade",
-            "HTTP_UPGRADE": "websocket",
-            "HTTP_SEC_WEBSOCKET_KEY": line.client.key,
-            "werkzeug.socket": line.apps,
-        }
-        try:
-            respond(line.quiet(entry.served.app), environ, LineSink(line), method=request.method)
-        finally:
-            line.end_app()
-            if line.refuse():
-                self.bridge.end(line)
-            line.over.wait()
-
-    def _refuse(self, request: Request, outbox: Outbox, why: str) -> None:
-        """A WebSocket is one too many. It would keep a request thread for as long as it likes."""
-        error = StreamsFull(
-            f"this agent process takes no more streams and WebSockets: {why}",
-            retry_after=5,
-            executed="unknown" if request.attempt > 1 else None,
-        )
-        headers = ((b"Content-Type", b"application/problem+json"), (b"Retry-After", b"%d" % 5))
-        outbox.reply(error.status, headers, json.dumps(error.problem(request.id)).encode())
 
     def _confess(self, outbox: Outbox) -> None:
         """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""
@@ -358,30 +313,9 @@ class Runner:
         return "it waited past its deadline" if age > request.ttl else ""
 
     def _bury(self, entry: Entry, channel: Channel, reason: str, *, signed: bool = True) -> bool:
-        """Make a dead letter of an entry, and tell whoever waits for it, as far as that can be read; whether it is.
-
-        An entry that may be a stranger's must not lead to a ``signed`` word about a request of that id.
-        """
-        keys = entry.served.keys
-        request_id = wire.peek_id(entry.fields) or ""
-        sender, attempt = wire.peek_sender(entry.fields)
-        channel_name = keys.doorbell(sender) if request_id and sender else ""
-        name = wire.peek_record(entry.fields)
-        record = (keys.idempotent(name),) if name else ()
-        letter = letters.of_stranger(entry.fields, reason, at=datetime.now(UTC), entry=entry.entry_id)
-        failure = Failure(attempt, 0, "agent-lost", f"unreadable request: {reason}")
-        frame = wire.encode_frame(
-            failure, seal.sign if signed and (seal := seal_of(entry, request_id)) else None
-        )
+        """As :func:`bury`; whether it is."""
         try:
-            channel.script(
-                "bury",
-                [keys.requests, keys.dead, keys.reply(request_id or "none"), *record],
-                [
-                    GROUP, entry.entry_id, self.agent_id, DEAD_TTL_MS, DEAD_KEPT, LIST_TTL_MS,
-                    channel_name, request_id, frame, *letter,
-                ],
-            )  # fmt: skip
+            bury(entry, channel, self.agent_id, reason, signed=signed)
         except (*Unavailable, redis.exceptions.RedisError) as error:
             self._keep("an entry that is not ours could not be buried: %s", error)
             return False

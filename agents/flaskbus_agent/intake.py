@@ -140,7 +140,7 @@ class Intake:
                 self.reader.interrupt()  # else it would lie there while we wait for entries
 
         if posts:
-            self.reader.tell([piece for post in posts for piece in post.packed], len(posts), heard)
+            self.reader.channel.tell([piece for post in posts for piece in post.packed], len(posts), heard)
         self._asked_at = time.monotonic()
         try:
             if self._quiet.is_set():
@@ -149,7 +149,7 @@ class Intake:
                     self._read_own()  # it is handed back
             elif most:
                 self._read(most)
-            self.reader.flush()
+            self.reader.channel.flush()
         except Unavailable as error:
             self._stumble(f"the broker is away: {error}")
         except redis.exceptions.ResponseError as error:

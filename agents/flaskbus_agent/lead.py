@@ -98,13 +98,17 @@ class Lead(Generic[T]):
             self._since = math.inf
             return True
 
+    def takes(self) -> bool:
+        """Whether :meth:`leave` is likely to take something."""
+        return self._leader == get_ident() and self.waiting > 0
+
     def leave(self, thing: T) -> bool:
         """Leave something to be sent by whoever has the lead next.
 
         False where the calling thread has lost it, or where nobody waits who could take it should this run go on.
         """
         with self._mutex:
-            if self._leader != get_ident() or not self.waiting:
+            if not self.takes():
                 return False
             if not self._left:
                 self._left_at = self._clock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,3 +59,7 @@ class ChannelPool:
         """Hang up those that nobody uses now; a process that ends has no time for the others."""
         while not self._free.empty():
             self._free.get().close()
+
+
+OnStream = Callable[[], ChannelPool | None]
+"""Asked by a run that becomes a stream: the channels that it uses from then on; ``None`` where it keeps its own."""

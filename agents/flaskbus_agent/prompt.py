@@ -49,10 +49,9 @@ class Prompt:
 
     def reply(self, status: int, headers: Headers, body: bytes, /) -> None:
         self._running.since = math.inf
-        post = write(
-            self._entry, self._plain, self._agent, Reply(self._plain.attempt, 0, status, headers, body)
-        )
-        self.is_left = self._lead.leave(post)
+        if self._lead.takes():
+            reply = Reply(self._plain.attempt, 0, status, headers, body)
+            self.is_left = self._lead.leave(write(self._entry, self._plain, self._agent, reply))
         if not self.is_left:
             self._sink().reply(status, headers, body)
         self._running.since = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,23 +34,9 @@ class Reader:
         self._id: int | None = None
         self._waker: Channel | None = None
         self._waking = threading.Lock()
-        self._told: tuple[list[bytes], int, Callable[[list[Any]], None]] | None = None
 
     converses = True
-    """Whether what is told goes with the next question."""
-
-    def tell(self, packed: list[bytes], count: int, heard: Callable[[list[Any]], None]) -> None:
-        """Send so many commands with the next question; see :meth:`Channel.converse`."""
-        self._told = packed, count, heard
-
-    def flush(self) -> None:
-        """Send what was told and not sent."""
-        if self._told is not None:
-            self._ask("PING")
-
-    def _ask(self, *command: Argument) -> Any:
-        told, self._told = self._told, None
-        return self.channel.call(*command) if told is None else self.channel.converse(*told, *command)
+    """Whether the channel can be told what is to go with the next question."""
 
     def begin(self) -> Any:
         """After a failure: end what may still be read there; entries that were delivered meanwhile."""
@@ -58,25 +44,27 @@ class Reader:
         if before is not None:
             with suppress(redis.exceptions.ResponseError):
                 # Half of a broken connection may live on there, and take what nobody would see.
-                self._ask("CLIENT", "UNBLOCK", before)
-        self._id = self._ask("CLIENT", "ID")
+                self.channel.call("CLIENT", "UNBLOCK", before)
+        self._id = self.channel.call("CLIENT", "ID")
         return ()
 
     def clock(self, stream: bytes) -> Any:
         """The clock of the server that has a stream: seconds and microseconds (TIME), or nothing."""
-        return self._ask("TIME")
+        return self.channel.call("TIME")
 
     def own(self, stream: bytes, after: bytes) -> Any:
         """The next entries that the group says we hold, after this one."""
-        return self._ask("XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", 100, "STREAMS", stream, after)
+        return self.channel.call(
+            "XREADGROUP", "GROUP", GROUP, self.agent_id, "COUNT", 100, "STREAMS", stream, after
+        )
 
     def now(self, stream: bytes, count: int) -> Any:
         """New entries of one stream, if there are any; also what a read has brought that went on without us."""
-        return self._ask(*read_command(self.agent_id, (stream,), count, None))
+        return self.channel.call(*read_command(self.agent_id, (stream,), count, None))
 
     def wait(self, streams: Sequence[bytes], count: int) -> Any:
         """New entries of some streams, ``count`` of each at most, as soon as one has any; nothing after a while."""
-        return self._ask(*read_command(self.agent_id, streams, count, BLOCK_MS))
+        return self.channel.call(*read_command(self.agent_id, streams, count, BLOCK_MS))
 
     def calm(self, *, last: bool = True) -> Any:
         """End every read that goes on without us; entries that were delivered meanwhile.

@@ -21,7 +21,7 @@ from flaskbus_agent.bells import Bell, Bells
 from flaskbus_agent.channel import Argument, Channel
 from flaskbus_agent.entry import Entry, Running, seal_of
 from flaskbus_agent.flow import Window
-from flaskbus_agent.pool import ChannelPool
+from flaskbus_agent.pool import ChannelPool, OnStream
 from flaskbus_agent.wsgi import Cancelled
 
 log = logging.getLogger("flaskbus.agent")
@@ -46,7 +46,7 @@ class Sender:
         keeper: Keeper,
         given_up: threading.Event,
         ending: threading.Event,
-        on_stream: Callable[[], ChannelPool | None],
+        on_stream: OnStream,
     ) -> None:
         self._channel: Channel | ChannelPool = channel
         self._entry = entry
