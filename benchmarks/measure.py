@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from benchmarks.systems.base import Running
+from flaskbus.broker import connect, primaries
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _REST = 0.03
@@ -112,10 +113,15 @@ class BrokerUse:
         return BrokerUse(self.cpu - other.cpu, self.calls - other.calls, self.at - other.at)
 
 
-def broker_use(url: str) -> BrokerUse:
-    with redis.Redis.from_url(url) as client:
-        info: dict[str, Any] = client.info("cpu")
-        stats: dict[str, Any] = client.info("commandstats")
+def broker_use(url: str) -> list[BrokerUse]:
+    """Of the broker, or of each node of a cluster."""
+    with connect(url) as client:
+        return [_use(each) for each in primaries(client)]
+
+
+def _use(client: redis.Redis) -> BrokerUse:
+    info: dict[str, Any] = client.info("cpu")
+    stats: dict[str, Any] = client.info("commandstats")
     calls = Counter({name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in stats.items()})
     return BrokerUse(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]), calls, time.monotonic())
 

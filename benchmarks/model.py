@@ -20,6 +20,10 @@ class Deployment:
     streams: int = 0
     """Exchanges without an end that one process has to hold beside its threads. Where it has no budget for them,
     it gets as many more threads."""
+    nodes: int = 1
+    """1: one broker; more: a cluster of so many."""
+    partitions: int = 1
+    """Queues of each mount."""
     settings: tuple[tuple[str, str], ...] = ()
     """Environment of flaskbus where a work cannot be done with its defaults: ``FLASKBUS_QUEUE_LIMIT``, ``20000``."""
 

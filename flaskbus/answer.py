@@ -54,7 +54,7 @@ class Answer:
         self._idle_timeout = idle_timeout
         self._bell = Bell(bus.client, self._keys.doorbell(bus.process))
         self._max_frame = wire.max_frame(bus.settings.reply_limit)
-        self._seal = bus.seal_of(mount.key)
+        self._seal = bus.seal_of(mount.whole.key)
         self._is_signed = self._seal.frames(request.id).is_signed if self._seal else None
         self._forged = False
         self._entry_id: bytes | None = None

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv6Address
 from urllib.parse import quote, unquote, unquote_to_bytes
@@ -33,6 +33,8 @@ _SEGMENT_SAFE = "!$&'()+,=:@-._~"
 _REFUSED_IN_PREFIX = "{}*?[]\\;"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+
+_PARTITION = re.compile(r"(.*);([1-9][0-9]{0,8})", re.ASCII)
 
 _LABEL = r"[A-Za-z0-9_-]+"  # with '_', which DNS does not know but names of containers have
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -55,10 +57,13 @@ class Mount:
     ``host`` is ``""`` (any), ``"shop.example.com"`` or ``"*.example.com"``; lower case, IDNA-encoded.
     ``prefix`` is ``"/"``, or percent-encoded segments without a final slash, in canonical form: unreserved
     characters and what RFC 3986 allows in a segment are raw, all else is an escape in upper case.
+    ``partition`` is 0, or the number of a queue of its own that the mount has beside its first one (see
+    :mod:`flaskbus.partitions`).
     """
 
     host: str
     prefix: str
+    partition: int = 0
 
     @classmethod
     def parse(cls, prefix: str, host: str = "") -> Mount:
@@ -68,11 +73,12 @@ class Mount:
     @classmethod
     def from_name(cls, name: str) -> Mount:
         """A mount from its :attr:`name`. Raises :class:`~flaskbus.errors.UsageError` with the mend."""
-        host, slash, path = name.partition("/")
+        whole, number = found.groups() if (found := _PARTITION.fullmatch(name)) else (name, 0)
+        host, slash, path = whole.partition("/")
         if not slash:
             mend = f"did you mean /{name}, or {name}/ for a host?" if name else "say / for the root"
             raise UsageError(f"mount {name!r} has no slash; {mend}")
-        return cls.parse("/" + path, host)
+        return replace(cls.parse("/" + path, host), partition=int(number))
 
     @classmethod
     def from_key(cls, key: str) -> Mount:
@@ -84,13 +90,18 @@ class Mount:
 
     @property
     def name(self) -> str:
-        """For people: ``/myapp``, ``shop.example.com/api``, ``*.example.com/``."""
-        return self.host + self.prefix
+        """For people: ``/myapp``, ``shop.example.com/api``, ``*.example.com/``, ``/myapp;2`` for a partition."""
+        return self.host + self.prefix + (f";{self.partition}" if self.partition else "")
 
     @property
     def key(self) -> str:
         """For names of keys: the name without ``*``, which would be a glob in an ACL pattern."""
-        return self.host.removeprefix("*") + self.prefix
+        return self.name.removeprefix("*")
+
+    @property
+    def whole(self) -> Mount:
+        """The mount that a partition is of; any other mount itself."""
+        return replace(self, partition=0) if self.partition else self
 
     @property
     def script_name(self) -> str:
@@ -102,7 +113,10 @@ class Mount:
 
 
 class Table:
-    """The mounts, ready for :meth:`match`; a table does not change, a new one takes its place."""
+    """The mounts, ready for :meth:`match`; a table does not change, a new one takes its place.
+
+    It gives whole mounts, also where only partitions of them are there.
+    """
 
     __slots__ = ("_any", "_hosts", "_longest")
 
@@ -115,7 +129,7 @@ class Table:
             pattern = mount.host.removeprefix("*")
             prefixes = self._hosts.setdefault(pattern, {}) if pattern else self._any
             prefix = unquote(mount.prefix, "latin-1")
-            prefixes[prefix] = mount
+            prefixes[prefix] = mount.whole
             self._longest = max(self._longest, len(prefix))
 
     def match(self, host: str, path: str) -> Mount | None:

@@ -267,6 +267,12 @@ class AgentSettings(CommonSettings):
         metavar="NAME",
         unset="the import string",
     )
+    partitions: int = knob(
+        1,
+        "Queues of the mount, spread over the nodes of a cluster (all its agents say the same).",
+        APP,
+        least=1,
+    )
     replace: bool = knob(False, "Take the mount over from another app.", APP)
     signing_key: str = knob(
         "",

@@ -15,6 +15,7 @@ from flaskbus.broker import mask, parse_url
 from flaskbus.config import Resolved
 from flaskbus.errors import UsageError
 from flaskbus.options import FlaskbusCommand, run, settings_options
+from flaskbus.partitions import partitions
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent import supervisor
@@ -60,18 +61,20 @@ def mounted_apps(given: Sequence[str], settings: AgentSettings) -> list[MountedA
             "which app? Name it as in: flaskbus-agent myapp:app --prefix /myapp "
             "(or put apps = [...] into flaskbus.toml)"
         )
-    if len(given) > MOST_MOUNTS:
-        raise UsageError(f"one agent serves up to {MOST_MOUNTS} apps; start a second one for the rest")
+    if len(given) * settings.partitions > MOST_MOUNTS:
+        what = "apps" if settings.partitions == 1 else "apps and partitions"
+        raise UsageError(f"one agent serves up to {MOST_MOUNTS} {what}; start a second one for the rest")
     if len(given) > 1 and settings.name:
         raise UsageError("--name names one app; several apps are named by their import strings")
     found: dict[Mount, MountedApp] = {}
     for text in given:
         app = _mounted_app(text, settings, alone=len(given) == 1)
-        if app.mount in found:
-            raise UsageError(
-                f"{found[app.mount].target} and {app.target} are both mounted on {app.mount.name}"
-            )
-        found[app.mount] = app
+        # Who names a partition wants that alone.
+        parts = [app.mount] if app.mount.partition else partitions(app.mount, settings.partitions)
+        for mount in parts:
+            if mount in found:
+                raise UsageError(f"{found[mount].target} and {app.target} are both mounted on {mount.name}")
+            found[mount] = replace(app, mount=mount)
     return list(found.values())
 
 
@@ -86,7 +89,7 @@ def _mounted_app(text: str, settings: AgentSettings, *, alone: bool) -> MountedA
         if settings.host_pattern:
             if mount.host:
                 raise UsageError(f"{text} names a host, and so does --host-pattern; drop one")
-            mount = Mount.parse(mount.prefix, settings.host_pattern)
+            mount = replace(mount, host=Mount.parse("/", settings.host_pattern).host)
     elif not alone:
         raise UsageError(
             f"where is {target} mounted? With several apps each says it: {target}=/{short_name(target)}"

@@ -62,9 +62,11 @@ class Consumer:
         self.agent_id = agent_id
         self.log = log or logging.getLogger("flaskbus.agent")
         keys = Keys(settings.namespace)
-        seals = seals_of(parse_keys(settings.signing_key), [mount.key for mount in apps])
+        wholes = dict.fromkeys(mount.whole.key for mount in apps)
+        seals = seals_of(parse_keys(settings.signing_key), list(wholes))
         served = {
-            mount: Served(app, keys.of(mount.key), seals.get(mount.key, ())) for mount, app in apps.items()
+            mount: Served(app, keys.of(mount.key), seals.get(mount.whole.key, ()))
+            for mount, app in apps.items()
         }
         self._quiet = threading.Event()
         self._running: dict[int, Running] = {}

@@ -84,7 +84,8 @@ class Heartbeat:
         self._host = socket.gethostname()
         self._version = version("flaskbus")
         self._supervisor = supervisor
-        seals = seals_of(parse_keys(settings.signing_key), [app.mount.key for app in apps])
+        wholes = dict.fromkeys(app.mount.whole.key for app in apps)
+        seals = seals_of(parse_keys(settings.signing_key), list(wholes))
         self._signing = {key: ",".join(seal.fingerprint for seal in mine) for key, mine in seals.items()}
         self._client = connect(settings.redis, timeout=TIMEOUT, name=f"agent-{self._host}-{supervisor}")
         self._registry = Registry(self._client, Keys(settings.namespace))
@@ -190,9 +191,9 @@ class Heartbeat:
             supervisor=self._supervisor,
             version=self._version,
             python=platform.python_version(),
-            code=facts.get("code", {}).get(app.mount.key, ""),
-            signing=self._signing.get(app.mount.key, ""),
-            key_fingerprint=facts.get("keys", {}).get(app.mount.key, ""),
+            code=facts.get("code", {}).get(app.mount.whole.key, ""),
+            signing=self._signing.get(app.mount.whole.key, ""),
+            key_fingerprint=facts.get("keys", {}).get(app.mount.whole.key, ""),
             threads=self._settings.threads,
             busy=member.board.busy,
             lease=self._settings.lease,

@@ -49,7 +49,9 @@ class AgentApplication(BaseApplication):
             "max_requests": settings.max_requests,
             "max_requests_jitter": settings.max_requests_jitter,
             "pidfile": settings.pid or None,
-            "proc_name": " ".join(f"{app.target}={app.mount.name}" for app in self.mounted),
+            "proc_name": " ".join(
+                dict.fromkeys(f"{app.target}={app.mount.whole.name}" for app in self.mounted)
+            ),
             # Slow is not dead: the supervisor watches for stuck handlers itself.
             "timeout": 0,
             "control_socket_disable": True,
@@ -67,7 +69,11 @@ class AgentApplication(BaseApplication):
             if self.settings.debugger:
                 # Flask answers errors itself unless it is told so before the app is made.
                 os.environ["FLASK_DEBUG"] = "1"
-            self._apps = {app.mount: self._import(app) for app in self.serving()}
+            wholes: dict[Mount, WSGIApplication] = {}
+            for app in self.serving():
+                if app.mount.whole not in wholes:
+                    wholes[app.mount.whole] = self._import(app)
+            self._apps = {app.mount: wholes[app.mount.whole] for app in self.serving()}
         return {mount: app for mount, app in self._apps.items() if mount not in self._withdrawn}
 
     def serving(self) -> list[MountedApp]:
@@ -103,8 +109,9 @@ class AgentApplication(BaseApplication):
             imported = import_app(app.target, factory=self.settings.factory)
         except AppImportError as error:
             return self._stand_in(error)
-        self._facts.setdefault("code", {})[app.mount.key] = code_fingerprint(app.target)
-        self._facts.setdefault("keys", {})[app.mount.key] = key_fingerprint(imported, app.mount.key)
+        key = app.mount.whole.key
+        self._facts.setdefault("code", {})[key] = code_fingerprint(app.target)
+        self._facts.setdefault("keys", {})[key] = key_fingerprint(imported, key)
         if not self.settings.debugger:
             return imported
         # Nobody else should pay a tenth of a second for it.

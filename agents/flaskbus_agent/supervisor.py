@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
@@ -88,9 +89,12 @@ class Supervisor(Arbiter):
             self.pidfile = Pidfile(self.settings.pid)
             self.pidfile.create(self.pid)
         self.init_signals()
+        parts = Counter((app.target, app.mount.whole) for app in self.app.mounted)
         for app in self.app.mounted:
-            named = "" if app.name == app.target else f" as {app.name}"
-            self.log.info("Serving %s on %s%s", app.target, app.mount.name, named)
+            if number := parts.pop((app.target, app.mount.whole), 0):
+                named = "" if app.name == app.target else f" as {app.name}"
+                split = "" if number == 1 else f", in {number} partitions"
+                self.log.info("Serving %s on %s%s%s", app.target, app.mount.whole.name, named, split)
         self.log.info(
             "Broker %s, %d x %d threads, pid %d",
             mask(self.settings.redis),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.works.base import Work
-from benchmarks.works.cost import BrokerCost, Limit, Start
+from benchmarks.works.cost import BrokerCost, ClusterCost, Limit, Start
 from benchmarks.works.events import Events, ManyEvents
 from benchmarks.works.held import Held
 from benchmarks.works.mix import Mix
@@ -12,7 +12,7 @@ from benchmarks.works.transfers import DOWNLOAD, LARGE_UPLOAD, UPLOAD
 from benchmarks.works.websocket import WebSocket
 
 WORKS: tuple[Work, ...] = (
-    HELLO, BODIES, IO, MANY_MOUNTS, Mix(), Scaling(), Held(), BrokerCost(), Start(), Limit(),
+    HELLO, BODIES, IO, MANY_MOUNTS, Mix(), Scaling(), Held(), BrokerCost(), ClusterCost(), Start(), Limit(),
     Events(), ManyEvents(), DOWNLOAD, UPLOAD, LARGE_UPLOAD, WebSocket(),
 )  # fmt: skip
 

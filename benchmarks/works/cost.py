@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from benchmarks import measure, wrk
-from benchmarks.model import Deployment, Figure, Metric
+from benchmarks.model import THROUGHPUT, Deployment, Figure, Metric
 from benchmarks.processes import ROOT, Child
 from benchmarks.systems.base import HOST, Running, answers
 from benchmarks.systems.flaskbus import start_agent
@@ -42,9 +43,10 @@ class BrokerCost(Work):
 
     def run(self, running: Running, variant: str, scale: Scale) -> Iterable[Figure]:
         check(running.port, "/hello")
-        before = measure.broker_use(running.redis)
+        [before] = measure.broker_use(running.redis)
         outcome = wrk.run(wrk.command(running.url + "/hello", connections=int(variant), seconds=scale.short))
-        used = measure.broker_use(running.redis) - before
+        [after] = measure.broker_use(running.redis)
+        used = after - before
         yield Figure(BROKER_CPU, used.cpu / outcome.requests * 1e6)
         yield Figure(BROKER_SHARE, used.cpu / used.at * 100)
         yield Figure(BROKER_END, outcome.requests / used.cpu)
@@ -52,6 +54,43 @@ class BrokerCost(Work):
         for name, calls in used.calls.most_common():
             if calls / outcome.requests >= _SELDOM:
                 yield Figure(Metric(f"of them {name}", "/request"), calls / outcome.requests)
+
+
+BUSIEST = Metric("CPU of the busiest node", "µs/request", higher=False)
+IDLEST = Metric("CPU of the idlest node", "µs/request", higher=False)
+CLUSTER_END = Metric("one core for each node would end at", "requests/s", higher=True)
+NODES = 3
+
+
+class ClusterCost(Work):
+    """hello over a cluster of three nodes: one queue is on one of them, partitions are on all."""
+
+    name = "cluster"
+    title = "a mount on a cluster of three nodes, in one queue and in three partitions, 32 connections"
+    systems = ("flaskbus",)
+    baseline = "flaskbus"
+    main = CLUSTER_END
+    note = "--partitions"
+
+    def variants(self, scale: Scale) -> Sequence[str]:
+        return ("1", "3")
+
+    def deployment(self, variant: str, scale: Scale) -> Deployment:
+        return replace(scale.deployment, nodes=NODES, partitions=int(variant))
+
+    def missing(self) -> list[str]:
+        return missing_wrk()
+
+    def run(self, running: Running, variant: str, scale: Scale) -> Iterable[Figure]:
+        check(running.port, "/hello")
+        before = measure.broker_use(running.redis)
+        outcome = wrk.run(wrk.command(running.url + "/hello", connections=32, seconds=scale.short))
+        after = measure.broker_use(running.redis)
+        used = sorted((each - was).cpu / outcome.requests for was, each in zip(before, after, strict=True))
+        yield Figure(CLUSTER_END, 1 / used[-1])
+        yield Figure(BUSIEST, used[-1] * 1e6)
+        yield Figure(IDLEST, used[0] * 1e6)
+        yield Figure(THROUGHPUT, outcome.rate)
 
 
 START = Metric("from start to first answer", "s", higher=False)

@@ -10,6 +10,7 @@ from flaskbus.acl import ROLES, Role, command_line, rules, user_name
 from flaskbus.address import parse_url
 from flaskbus.errors import UsageError
 from flaskbus.options import FlaskbusCommand, settings_options
+from flaskbus.partitions import partitions as split
 from flaskbus.routing import Mount
 from flaskbus.settings import CommonSettings
 
@@ -21,6 +22,7 @@ from flaskbus.settings import CommonSettings
     examples="""
     flaskbus acl agent /myapp | redis-cli
     flaskbus acl agent /shop shop.example.com/api --user shop
+    flaskbus acl agent /myapp --partitions 3
     flaskbus acl gateway --user edge
     redis-cli ACL SETUSER flaskbus-agent-myapp '>PASSWORD'
     """,
@@ -33,7 +35,17 @@ from flaskbus.settings import CommonSettings
     metavar="NAME",
     help="What the user is called; of several mounts, say it.  [default: flaskbus-ROLE, -MOUNT]",
 )
-def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str | None) -> None:
+@click.option(
+    "--partitions",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="As its agents say it.",
+)
+def acl(
+    settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str | None, partitions: int
+) -> None:
     """Show the ACL SETUSER line that gives a user of the broker what ROLE needs, and no more. Changes nothing.
 
     gateway: every mount of the namespace. agent: the mounts that are named, and nothing of any other. tools:
@@ -43,7 +55,8 @@ def acl(settings: CommonSettings, role: str, mounts: tuple[str, ...], user: str 
     """
     where = [Mount.from_name(name) for name in mounts]
     address = parse_url(settings.redis)
-    wanted = rules(cast(Role, role), where, namespace=settings.namespace, db=address.db, kind=address.kind)
+    parts = [part for mount in where for part in split(mount, partitions)]
+    wanted = rules(cast(Role, role), parts, namespace=settings.namespace, db=address.db, kind=address.kind)
     if user is None and len(where) > 1:
         raise UsageError("a user of several mounts has no name of its own: say which, as in --user shop")
     name = user_name(cast(Role, role), where[0] if where else None) if user is None else user

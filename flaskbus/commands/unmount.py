@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -33,17 +34,21 @@ def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
     wait are not lost by it: their gateways answer them at their deadline.
     """
     where = known_mount(bus, mount)
-    [view] = survey(bus.client, bus.keys, [where])
-    alive = view.serving(time.time(), bus.settings.lease)
+    # With the whole go its partitions.
+    parts = [where, *(part for part in bus.registry.mounts() if part != where and part.whole == where)]
+    views = survey(bus.client, bus.keys, parts)
+    now, lease = time.time(), bus.settings.lease
+    alive = list({one.id: one for view in views for one in view.serving(now, lease)}.values())
     if alive and not force:
         raise OperatorError(
             f"{where.name} has {_count(len(alive), 'live agent')} ({', '.join(one.id for one in alive)}), which would "
             "bring it back with the next heartbeat; stop them first, or say --force"
         )
-    if not yes and not confirmed(question(view)):
+    if not yes and not confirmed(question(views)):
         click.echo("nothing was changed", err=True)
         return 1
-    bus.registry.unmount(where)
+    for part in parts:
+        bus.registry.unmount(part)
     click.echo(f"{where.name} is no longer mounted")
     return 0
 
@@ -58,10 +63,12 @@ def confirmed(text: str) -> bool:
         raise UsageError("nobody is here to be asked; say --yes") from None
 
 
-def question(view: MountView) -> str:
+def question(views: Sequence[MountView]) -> str:
+    """What is asked before a mount goes, with its partitions; it is the first of them."""
+    view, waiting, running = views[0], sum(one.waiting for one in views), sum(one.running for one in views)
     held = [
         f"{_count(number, 'request')} {what}"
-        for number, what in ((view.waiting, "waiting"), (view.running, "running"))
+        for number, what in ((waiting, "waiting"), (running, "running"))
         if number
     ]
     fate = f" with {' and '.join(held)}, to be answered at the deadline" if held else ""

@@ -253,13 +253,15 @@ class Gateway:
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
             mount = await self._look_again(board, incoming)
-        state = board.directory.states[mount]
-        if websocket and not state.streams:
-            raise errors.UnsupportedUpgrade(f"an agent of {mount.name} is too old for WebSockets")
+        state = board.directory.first(mount)
         headers = tuple(incoming.headers)
         record = ""
         if state.policy is not None:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
+        if not record:
+            state = board.directory.next(mount)
+        if websocket and not state.streams:
+            raise errors.UnsupportedUpgrade(f"an agent of {mount.name} is too old for WebSockets")
         # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.
         streams = not record and state.streams
         most = wire.MAX_INLINE + self.settings.window if streams else wire.MAX_BODY

@@ -96,6 +96,8 @@ class Directory:
         self.seal = seal
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
+        self._parts: dict[Mount, list[MountState]] = {}
+        self._turn = 0
         self._states: WeakValueDictionary[Mount, MountState] = WeakValueDictionary()
         """Also of mounts that are none now, as long as exchanges of theirs are open: they may come back."""
         self._left: set[Mount] = set()
@@ -119,6 +121,21 @@ class Directory:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    def first(self, mount: Mount) -> MountState:
+        """Where requests of a whole mount go that have to find each other."""
+        return self._parts[mount][0]
+
+    def next(self, mount: Mount) -> MountState:
+        """Where the next request of a whole mount goes: its partitions take turns, as far as agents serve them."""
+        parts = self._parts[mount]
+        if len(parts) > 1:
+            self._turn += 1
+            at = self._turn % len(parts)
+            for state in chain(parts[at:], parts[:at]):
+                if state.alive:
+                    return state
+        return parts[0]
+
     def refresh(self) -> None:
         """Look now and not at the next round."""
         self._news.set()
@@ -138,7 +155,7 @@ class Directory:
         self.on_stall()
 
     def unmounted(self, key: str) -> None:
-        """Somebody removed the mount on purpose."""
+        """Somebody removed the mount, or a partition, on purpose."""
         for state in self.states.values():
             if state.mount.key == key:
                 state.ended(self.link.loop.time())
@@ -208,7 +225,7 @@ class Directory:
     def _state(self, mount: Mount) -> MountState:
         state = self._states.get(mount)
         if state is None:
-            state = MountState(mount, self.keys.of(mount.key), self.seal(mount.key))
+            state = MountState(mount, self.keys.of(mount.key), self.seal(mount.whole.key))
             self._states[mount] = state
         return state
 
@@ -339,6 +356,9 @@ class Directory:
         changed = states.keys() != self.states.keys()
         if changed:
             self.table = Table(states)
+            self._parts = {}
+            for mount in sorted(states):
+                self._parts.setdefault(mount.whole, []).append(states[mount])
         self.states = states
         if changed:
             self.on_routes()

@@ -181,7 +181,7 @@ class Peer:
     """
 
     __slots__ = (
-        "_address", "_fields", "_header", "_scheme", "_server", "_state", "_template", "client", "prompts",
+        "_address", "_fields", "_header", "_scheme", "_server", "_templates", "client", "prompts",
     )  # fmt: skip
 
     def __init__(
@@ -195,9 +195,8 @@ class Peer:
         self._header: Header | None = None
         self._fields: Fields | None = None
         """Made of that header."""
-        self._state: MountState | None = None
-        self._template: Callable[..., bytes] | None = None
-        """Made of those fields, for that mount."""
+        self._templates: dict[MountState, Callable[..., bytes]] = {}
+        """Made of those fields, for a mount or a partition."""
 
     def begin(self, data: bytes) -> Prompt | None:
         """The request in these bytes, if it is plain, and its mount takes it at once; otherwise nothing was done."""
@@ -226,7 +225,8 @@ class Peer:
     def _read(self, header: Header) -> Fields:
         if self._fields is not None and header is self._header:
             return self._fields
-        self._header = self._fields = self._state = self._template = None
+        self._header = self._fields = None
+        self._templates.clear()
         fields = Fields(header.fields, "1.1", self._address, self._scheme, self.prompts.proxies)
         if len(header.raw) <= wire.REPEATED:
             self._header, self._fields = header, fields
@@ -236,7 +236,7 @@ class Peer:
         """The mount of a request, if it takes what is plain."""
         board, body, target = self.prompts.board, plain.body, plain.target.decode()
         mount = board.directory.table.match(fields.host, target.partition("?")[0])
-        state = None if mount is None else board.directory.states[mount]
+        state = None if mount is None else board.directory.next(mount)
         if state is None or state.seal or state.removed or not state.alive:
             return None
         if len(body) > wire.MAX_INLINE or len(body) > board.settings.body_limit:
@@ -248,15 +248,16 @@ class Peer:
 
     def _template_for(self, plain: Plain, fields: Fields, state: MountState) -> Callable[..., bytes]:
         """Packs the XADD of a request from its id, method, target and body."""
-        if self._template is not None and state is self._state:
-            return self._template
+        made = self._templates.get(state)
+        if made is not None:
+            return made
         # A stream without its group would take requests that nobody can read.
         made = template(
             "XADD", state.keys.requests, "NOMKSTREAM", "*",
             *wire.request_template(self.request("", plain, fields, state)),
         )  # fmt: skip
         if plain.header is self._header:
-            self._state, self._template = state, made
+            self._templates[state] = made
         return made
 
     def request(self, request_id: str, plain: Plain, fields: Fields, state: MountState) -> Request:

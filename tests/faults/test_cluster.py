@@ -23,6 +23,7 @@ from flaskbus.broker import connect, primaries, run_script
 from flaskbus.cluster import PATIENCE, PAUSE, slot_of
 from flaskbus.cluster_client import ClusterClient
 from flaskbus.keys import GROUP, Keys
+from flaskbus.partitions import partitions
 from flaskbus.registry import Registry
 from flaskbus.routing import Mount
 from flaskbus.testing import running_bus
@@ -476,3 +477,24 @@ def test_nodes_that_name_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -
         assert 4 < len(one.sent + two.sent) <= (1 + patience / PAUSE) * (1 + HOPS)
 
     asyncio.run(ask())
+
+
+# A mount in partitions
+
+
+def test_a_mount_is_split_over_the_primaries(three: Cluster, tmp_path: Path) -> None:
+    """One that is lost takes its part of the requests with it for as long as it is away, and not the others'."""
+    parts = partitions(MOUNT, 3)
+    assert len({three.owner(Keys().of(part.key).requests).port for part in parts}) == 3
+    with Fleet(tmp_path, three.url) as fleet:
+        _, url = fleet.gateway()
+        fleet.start("split", "flaskbus_agent", "ledgered:app=/fleet", "--partitions", "3")
+        wanted = [sorted(part.key for part in parts)]
+        eventually(lambda: [one["mounts"] for one in fleet.registry.gateways().values()] == wanted)
+        with loads(Load([url], threads=6)) as some:
+            some[0].more(90)
+        all_good(fleet, *some)
+        counts = [
+            fleet.registry.client.xinfo_stream(Keys().of(p.key).requests)["entries-added"] for p in parts
+        ]
+        assert max(counts) - min(counts) <= 1

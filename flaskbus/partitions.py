@@ -1,0 +1,33 @@
+"""A mount in several queues, each in another part of a cluster's slots. Pure.
+
+All keys of a mount are in one slot, so that one script can change them: one node carries all of it. A mount that is
+too busy for one node has partitions beside its first queue, which are mounts of their own in all but that requests
+are routed to the whole. Gateways take them in turn, and agents read all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+from flaskbus.cluster import SLOTS, slot_of
+from flaskbus.routing import Mount
+
+
+def partitions(mount: Mount, number: int) -> list[Mount]:
+    """The mount and ``number - 1`` partitions of it: one in each of so many equal ranges of the slots.
+
+    A cluster that has shared out its slots evenly carries as much of it on each node. Twice the number keeps those
+    that are there, and adds as many.
+    """
+    found = {_range(mount, number): mount}
+    for suffix in count(1):
+        if len(found) == number:
+            break
+        part = replace(mount, partition=suffix)
+        found.setdefault(_range(part, number), part)
+    return sorted(found.values())
+
+
+def _range(mount: Mount, number: int) -> int:
+    return slot_of(mount.key) * number // SLOTS
