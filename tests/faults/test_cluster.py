@@ -483,18 +483,19 @@ def test_nodes_that_name_each_other(way: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_mount_is_split_over_the_primaries(three: Cluster, tmp_path: Path) -> None:
-    """One that is lost takes its part of the requests with it for as long as it is away, and not the others'."""
+    """Each carries as much of it."""
     parts = partitions(MOUNT, 3)
     assert len({three.owner(Keys().of(part.key).requests).port for part in parts}) == 3
     with Fleet(tmp_path, three.url) as fleet:
         _, url = fleet.gateway()
         fleet.start("split", "flaskbus_agent", "ledgered:app=/fleet", "--partitions", "3")
-        wanted = [sorted(part.key for part in parts)]
-        eventually(lambda: [one["mounts"] for one in fleet.registry.gateways().values()] == wanted)
+        eventually(
+            lambda: all([one.state for one in fleet.registry.agents(part)] == ["ready"] for part in parts)
+        )
         with loads(Load([url], threads=6)) as some:
             some[0].more(90)
         all_good(fleet, *some)
         counts = [
             fleet.registry.client.xinfo_stream(Keys().of(p.key).requests)["entries-added"] for p in parts
         ]
-        assert max(counts) - min(counts) <= 1
+        assert min(counts) > 0.5 * len(some[0].seen) / 3

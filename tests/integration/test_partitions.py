@@ -78,7 +78,7 @@ def test_requests_take_turns_and_each_runs_once(fleet: Fleet) -> None:
     assert fleet.runs() == dict.fromkeys((seen.token for seen in load.seen), 1)
     counts = [added(fleet, part) for part in PARTS]
     assert sum(counts) == len(load.seen)
-    assert max(counts) - min(counts) <= 1
+    assert min(counts) > 0.5 * len(load.seen) / 3
     for part in PARTS:
         queue = Keys().of(part.key).requests
         eventually(lambda: not fleet.registry.client.xlen(queue), "nothing is left")  # noqa: B023
@@ -98,8 +98,11 @@ def test_an_app_is_made_once_for_all_partitions(fleet: Fleet) -> None:
 
 
 def test_a_partition_that_nobody_serves_is_passed_over(fleet: Fleet) -> None:
-    """An agent of before the mount was split, or of after: each takes what it knows of."""
-    _, url = fleet.gateway()
+    """An agent of before the mount was split, or of after: each takes what it knows of.
+
+    What lies in a queue when its last agent leaves waits there for another, as anywhere.
+    """
+    _, url = fleet.gateway("--hold", "2")
     split(fleet, "all")
     known(fleet, *PARTS)
     whole = fleet.agent("whole")
@@ -111,8 +114,9 @@ def test_a_partition_that_nobody_serves_is_passed_over(fleet: Fleet) -> None:
         before = [added(fleet, part) for part in PARTS]
         load.more(20)
         after = [added(fleet, part) for part in PARTS]
-    assert not load.bad()
     load.judge(fleet.runs())
+    assert {(seen.status, seen.executed) for seen in load.bad()} <= {(503, "no")}
+    assert len(load.bad()) <= load.threads
     assert after[0] - before[0] >= 20
     assert after[1:] == before[1:]
     whole.end()
@@ -185,8 +189,9 @@ def test_bodies_in_parts(fleet: Fleet) -> None:
     (fleet.directory / "streams.py").write_text(
         "import flask\n\napp = flask.Flask(__name__)\n\n"
         "@app.post('/echo')\ndef echo():\n"
+        "    stream = flask.request.stream\n"
         "    def parts():\n"
-        "        while part := flask.request.stream.read(65536):\n"
+        "        while part := stream.read(65536):\n"
         "            yield part\n"
         "    return flask.Response(parts())\n"
     )
@@ -196,6 +201,9 @@ def test_bodies_in_parts(fleet: Fleet) -> None:
     known(fleet, *parts)
     sent = os.urandom(1_000_000)
     with httpx.Client() as client:
-        for _ in range(6):
+
+        def each_had_some() -> bool:
             assert client.post(f"{url}/streams/echo", content=sent, timeout=30).content == sent
-    assert [added(fleet, part) for part in parts] == [2, 2, 2]
+            return all(added(fleet, part) for part in parts)
+
+        eventually(each_had_some, "every queue has had a request")
