@@ -8,7 +8,6 @@ are routed to the whole. Gateways take them in turn, and agents read all of them
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
 
 from flaskbus.cluster import SLOTS, slot_of
 from flaskbus.routing import Mount
@@ -21,9 +20,9 @@ def partitions(mount: Mount, number: int) -> list[Mount]:
     that are there, and adds as many.
     """
     found = {_range(mount, number): mount}
-    for suffix in count(1):
-        if len(found) == number:
-            break
+    suffix = 0
+    while len(found) < number:
+        suffix += 1
         part = replace(mount, partition=suffix)
         found.setdefault(_range(part, number), part)
     return sorted(found.values())

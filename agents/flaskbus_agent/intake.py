@@ -105,8 +105,7 @@ class Intake:
         """What is to be done next; ``None`` where nothing is there.
 
         Who was frozen meanwhile may have been taken for dead, and what it holds given to others. So what lies here
-        for long is begun only if the group, when it is asked, says that it is ours still. Of a mount that was dropped
-        nobody asks: the gateways see to what it had.
+        for long is begun only if the group, when it is asked, says that it is ours still.
         """
         while self.backlog:
             item = self.backlog.popleft()
@@ -223,10 +222,10 @@ class Intake:
         """Take what the group says that we hold, and we do not: the answer that brought it was lost."""
         self._reread_at = math.inf  # a failed read makes it due at once
         self._take(self.reader.begin())
-        for stream in tuple(self._by_stream):
+        for stream in self._ever_served:
             after = b"0"
             while True:
-                answer = self.reader.own(stream, after)
+                answer = self._own(stream, after)
                 entries = answer[0][1] if answer else []
                 if not entries:
                     break
@@ -235,6 +234,15 @@ class Intake:
                     self._reread_at = 0.0
                     return
                 after = entries[-1][0]
+
+    def _own(self, stream: bytes, after: bytes) -> Any:
+        """The next entries that the group says we hold. Of a mount that was dropped we need not be told."""
+        try:
+            return self.reader.own(stream, after)
+        except redis.exceptions.ResponseError:
+            if stream in self._by_stream:
+                raise
+            return ()
 
     def _deliver(self, answer: Any) -> None:
         """Take what came of a read for new entries.

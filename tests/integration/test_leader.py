@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -350,3 +351,25 @@ def test_nobody_looks_all_the_time_where_there_is_no_work(broker: Broker, app: A
         one.start()
         lead = one.consumer._lead
         eventually(lambda: lead._asleep and lead.is_reading(), "the deputy sleeps")
+
+
+def test_what_comes_late_of_a_mount_that_was_dropped_runs(broker: Broker, app: App) -> None:
+    """A read that goes on for more than half a lease may still bring it, and nobody else has it."""
+    other = Mount.parse("/other")
+    settings = AgentSettings(redis=broker.url, threads=2, lease=0.5)
+    one = InProcessAgent(settings, {SHOP: app.app, other: app.app}, {SHOP: "shop", other: "other"})
+    intake = one.consumer._intake
+    put(broker, [])
+    one.start()
+    try:
+        with broker.client() as client:
+            one.consumer._reader.interrupt = lambda: None  # type: ignore[method-assign]
+            # Reads are 2 s long.
+            eventually(lambda: client.exists(M.owner) and 0.3 < time.monotonic() - intake._asked_at < 0.8)
+            one.consumer.drop(SHOP)
+            add(client, M, Request("late", "POST", "/shop/quick/late", "nobody", 30_000, script_name="/shop"))
+            eventually(lambda: not client.xlen(M.requests), "it ran", 10)
+            assert "late" in app.ran
+            client.delete(M.reply("late"))
+    finally:
+        one.stop(10.0)
