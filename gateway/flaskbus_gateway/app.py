@@ -253,13 +253,14 @@ class Gateway:
         mount = board.directory.table.match(incoming.host, incoming.path)
         if mount is None:
             mount = await self._look_again(board, incoming)
-        state = board.directory.first(mount)
+        queues = board.directory.queues[mount]
+        state = queues.first
         headers = tuple(incoming.headers)
         record = ""
         if state.policy is not None:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
         if not record:
-            state = board.directory.next(mount)
+            state = queues.next()
         if websocket and not state.streams:
             raise errors.UnsupportedUpgrade(f"an agent of {mount.name} is too old for WebSockets")
         # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.

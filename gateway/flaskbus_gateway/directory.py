@@ -29,6 +29,7 @@ from flaskbus.signing import Seal
 from flaskbus_gateway.admission import Look, entry_id
 from flaskbus_gateway.link import Answer, AnswerError, Link, LinkError
 from flaskbus_gateway.mounts import MountState as MountState
+from flaskbus_gateway.mounts import Queues
 from flaskbus_gateway.trouble import Troubles
 
 log = logging.getLogger("flaskbus.gateway")
@@ -96,8 +97,8 @@ class Directory:
         self.seal = seal
         self.table = Table(())
         self.states: dict[Mount, MountState] = {}
-        self._parts: dict[Mount, list[MountState]] = {}
-        self._turn = 0
+        self.queues: dict[Mount, Queues] = {}
+        """Of whole mounts."""
         self._states: WeakValueDictionary[Mount, MountState] = WeakValueDictionary()
         """Also of mounts that are none now, as long as exchanges of theirs are open: they may come back."""
         self._left: set[Mount] = set()
@@ -120,21 +121,6 @@ class Directory:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-
-    def first(self, mount: Mount) -> MountState:
-        """Where requests of a whole mount go that have to find each other."""
-        return self._parts[mount][0]
-
-    def next(self, mount: Mount) -> MountState:
-        """Where the next request of a whole mount goes: its partitions take turns, as far as agents serve them."""
-        parts = self._parts[mount]
-        if len(parts) > 1:
-            self._turn += 1
-            at = self._turn % len(parts)
-            for state in chain(parts[at:], parts[:at]):
-                if state.alive:
-                    return state
-        return parts[0]
 
     def refresh(self) -> None:
         """Look now and not at the next round."""
@@ -356,9 +342,10 @@ class Directory:
         changed = states.keys() != self.states.keys()
         if changed:
             self.table = Table(states)
-            self._parts = {}
+            parts: dict[Mount, list[MountState]] = {}
             for mount in sorted(states):
-                self._parts.setdefault(mount.whole, []).append(states[mount])
+                parts.setdefault(mount.whole, []).append(states[mount])
+            self.queues = {mount: Queues(some) for mount, some in parts.items()}
         self.states = states
         if changed:
             self.on_routes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from flaskbus.idempotency import Policy
@@ -148,3 +148,25 @@ class MountState:
         if self.alive:
             self.queue.goes_on(now, now - self.looked)
         self.looked = now
+
+
+class Queues:
+    """Where the requests of a whole mount wait: in its queue, or in those of its partitions."""
+
+    __slots__ = ("_states", "_turn", "first")
+
+    def __init__(self, states: Sequence[MountState]) -> None:
+        self._states = states
+        self._turn = 0
+        self.first = states[0]
+        """For requests that have to find each other."""
+
+    def next(self) -> MountState:
+        """For the next request: partitions take turns, as far as agents serve them."""
+        states = self._states
+        if len(states) > 1:
+            self._turn = turn = (self._turn + 1) % len(states)
+            for state in (*states[turn:], *states[:turn]):
+                if state.alive:
+                    return state
+        return self.first

@@ -38,6 +38,9 @@ log = logging.getLogger("flaskbus.gateway")
 PATIENCE = 0.1
 """Seconds that a request may be a prompt one."""
 
+TEMPLATES = 16
+"""Mounts and partitions for which one connection keeps what it sent last."""
+
 
 class Begun(NamedTuple):
     """An exchange whose request was sent, and the broker's answer to that."""
@@ -236,15 +239,18 @@ class Peer:
         """The mount of a request, if it takes what is plain."""
         board, body, target = self.prompts.board, plain.body, plain.target.decode()
         mount = board.directory.table.match(fields.host, target.partition("?")[0])
-        state = None if mount is None else board.directory.next(mount)
-        if state is None or state.seal or state.removed or not state.alive:
+        if mount is None or len(body) > wire.MAX_INLINE or len(body) > board.settings.body_limit:
             return None
-        if len(body) > wire.MAX_INLINE or len(body) > board.settings.body_limit:
-            return None
-        keyed = state.policy and state.policy.record(
+        queues = board.directory.queues[mount]
+        policy = queues.first.policy
+        keyed = policy and policy.record(
             plain.method.decode(), fields.host, fields.prefix + target, tuple(fields.headers)
         )
-        return None if keyed else state
+        if keyed or queues.first.seal:
+            return None
+        # The last question: whoever goes the other way takes a turn there.
+        state = queues.next()
+        return None if state.removed or not state.alive else state
 
     def _template_for(self, plain: Plain, fields: Fields, state: MountState) -> Callable[..., bytes]:
         """Packs the XADD of a request from its id, method, target and body."""
@@ -257,6 +263,8 @@ class Peer:
             *wire.request_template(self.request("", plain, fields, state)),
         )  # fmt: skip
         if plain.header is self._header:
+            if len(self._templates) == TEMPLATES:
+                self._templates.clear()
             self._templates[state] = made
         return made
 

@@ -11,6 +11,7 @@ from flaskbus.errors import UsageError
 from flaskbus.keys import Keys
 from flaskbus.partitions import partitions
 from flaskbus.routing import Mount, Table
+from flaskbus_gateway.mounts import MountState, Queues
 
 MOUNTS = st.sampled_from(["/", "/myapp", "/a/b", "shop.example.com/", "*.example.com/api", "/%C3%A9"])
 NUMBERS = st.integers(1, 24)
@@ -54,3 +55,31 @@ def test_a_partition_has_the_path_of_its_mount() -> None:
 def test_no_partitions(name: str) -> None:
     with pytest.raises(UsageError):
         Mount.from_name(name)
+
+
+def queue(alive: bool = True) -> MountState:
+    state = MountState(Mount.parse("/a"), Keys().of("/a"))
+    if alive:
+        state.queue.goes_on(0.0, 0.0)
+    return state
+
+
+def test_queues_take_turns() -> None:
+    states = [queue() for _ in range(3)]
+    queues = Queues(states)
+    seen = [queues.next() for _ in range(6)]
+    assert seen[:3] == seen[3:]
+    assert set(map(id, seen)) == set(map(id, states))
+
+
+def test_queues_without_agents_are_passed_over_unless_there_is_no_other() -> None:
+    first, second, third = queue(False), queue(), queue(False)
+    queues = Queues([first, second, third])
+    assert {id(queues.next()) for _ in range(6)} == {id(second)}
+    second.queue.pauses()
+    assert {id(queues.next()) for _ in range(6)} == {id(first)}
+
+
+def test_one_queue_is_always_next() -> None:
+    alone = queue(False)
+    assert Queues([alone]).next() is alone
