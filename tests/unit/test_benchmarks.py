@@ -20,6 +20,7 @@ from benchmarks import measure, wrk
 from benchmarks.apps import CHUNK, MOUNTS, app, mounted, payload
 from benchmarks.client import Connection, arrivals, mixed
 from benchmarks.inprocess import rate
+from benchmarks.limits import limited
 from benchmarks.model import CPU, ERRORS, P50, THROUGHPUT, Deployment, Gap, Metric, Sample, Skip, Wrong
 from benchmarks.report import as_json, markdown, number, table, target_table
 from benchmarks.runner import Results, groups, shown, turns
@@ -455,3 +456,19 @@ class TestCommandLine:
         ran = self.run("--only", "hello,hallo")
         assert ran.returncode == 2
         assert "there is no work 'hallo'; there are hello," in ran.stderr
+
+
+def test_a_process_is_limited_for_as_long_as_the_block_runs() -> None:
+    def group(pid: int) -> list[str]:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        return [line for line in lines if "flaskbus-bench" in line]
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with limited([process.pid], 0.5):
+                assert len(group(process.pid)) == 1
+            assert not group(process.pid)
+        except Skip as reason:
+            pytest.skip(str(reason))
+        finally:
+            process.kill()
