@@ -10,6 +10,8 @@ Scripts run with the rights of whoever calls them. Pure; the syntax is that of R
 from __future__ import annotations
 
 import re
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -113,6 +115,9 @@ def mend(refusal: str, mounts: Iterable[str]) -> str:
     if not _REFUSAL.search(refusal):
         return ""
     names = [*mounts]
-    user = " --user NAME" if len(names) > 1 else ""
-    command = f"flaskbus acl agent {' '.join(names)}{user}"
+    parts = Counter(whole if (whole := name.partition(";")[0]) in names else name for name in names)
+    number = max(parts.values(), default=1)
+    split = f" --partitions {number}" if number > 1 else ""
+    user = " --user NAME" if len(parts) > 1 else ""
+    command = f"flaskbus acl agent {' '.join(map(shlex.quote, parts))}{split}{user}"
     return f" (its user is not allowed that; the rule it needs is printed by: {command})"

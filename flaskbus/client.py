@@ -95,8 +95,12 @@ class BusClient:
         if len(outgoing.body) > limit:
             raise errors.BodyTooLarge(f"{len(outgoing.body)} bytes; at most {limit} are taken")
         path, _ = split_target(outgoing.target)
-        known = (mount for mount in self.registry.mounts() if self.registry.owner(mount) is not None)
-        mount = Table(known).match(outgoing.host, path)
-        if mount is None:
+        known = [mount for mount in self.registry.mounts() if self.registry.owner(mount) is not None]
+        whole = Table(known).match(outgoing.host, path)
+        if whole is None:
             raise errors.UnknownMount(f"no app is mounted at {outgoing.host}{path}")
-        return mount
+        queues = sorted(mount for mount in known if mount.whole == whole)
+        ready = (
+            mount for mount in queues if any(one.state == "ready" for one in self.registry.agents(mount))
+        )
+        return queues[0] if len(queues) == 1 else next(ready, queues[0])

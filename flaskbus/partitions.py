@@ -12,13 +12,19 @@ from dataclasses import replace
 from flaskbus.cluster import SLOTS, slot_of
 from flaskbus.routing import Mount
 
+MOST_PARTITIONS = 50
+"""As many as one agent can serve."""
+
 
 def partitions(mount: Mount, number: int) -> list[Mount]:
     """The mount and ``number - 1`` partitions of it: one in each of so many equal ranges of the slots.
 
+    Who names a partition wants that alone. ``number`` is up to :data:`MOST_PARTITIONS`.
     A cluster that has shared out its slots evenly carries as much of it on each node. Twice the number keeps those
     that are there, and adds as many.
     """
+    if mount.partition:
+        return [mount]
     found = {_range(mount, number): mount}
     suffix = 0
     while len(found) < number:

@@ -203,7 +203,7 @@ def parse_keys(text: str) -> Mapping[str, tuple[str, ...]]:
         name, _, key = word.rpartition("=")
         if not _KEY.fullmatch(key):
             raise UsageError("a signing key is 64 hexadecimal digits, as printed by: flaskbus key /PREFIX")
-        name = Mount.from_name(name).key if name else ""
+        name = Mount.from_name(name).whole.key if name else ""
         found[name] = (*found.get(name, ()), key)
     return found
 

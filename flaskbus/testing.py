@@ -54,25 +54,30 @@ class Bus:
         """
         from flaskbus.broker import connect
         from flaskbus.keys import Keys
+        from flaskbus.partitions import partitions
         from flaskbus.registry import Registry
         from flaskbus.routing import Mount
         from flaskbus.settings import AgentSettings
         from flaskbus_agent.inprocess import InProcessAgent
 
         mount = Mount.parse(prefix, host)
+        agent_settings = AgentSettings(redis=self.broker_url, **settings)
+        parts = partitions(mount, agent_settings.partitions)
         agent = InProcessAgent(
-            AgentSettings(redis=self.broker_url, **settings),
-            {mount: app},
-            {mount: name or f"test-{id(app):x}"},
+            agent_settings,
+            dict.fromkeys(parts, app),
+            dict.fromkeys(parts, name or f"test-{id(app):x}"),
         )
         agent.start()
         try:
-            self.await_route(mount)
+            for part in parts:
+                self.await_route(part)
             yield self.url + mount.script_name
         finally:
             agent.stop(10.0)
             with connect(self.broker_url) as client:
-                Registry(client, Keys()).unmount(mount)
+                for part in parts:
+                    Registry(client, Keys()).unmount(part)
 
     def await_route(self, mount: Mount) -> None:
         """Wait until every gateway routes to a mount that an agent has claimed.

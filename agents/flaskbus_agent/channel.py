@@ -88,7 +88,7 @@ class Channel:
         told, self._told = self._told, None
         try:
             if not connection.is_connected:
-                connection.connect()
+                self._connect()
             _send(connection, packed if told is None else [*told.packed, *packed])
             if told is not None:
                 told.heard([_answer_or_error(connection) for _ in range(told.answers)])
@@ -102,6 +102,9 @@ class Channel:
             # A master that has become a replica: nothing was carried out, and the new one is elsewhere.
             connection.disconnect()
             raise redis.exceptions.ConnectionError(f"the broker is a replica now: {error}") from None
+
+    def _connect(self) -> None:
+        self._connection.connect()
 
     def at(self, key: str | bytes, *command: Argument) -> Any:
         """Like :meth:`call`, for a command that names no key: ask the server that has this one."""
@@ -153,12 +156,13 @@ class MovingChannel(Channel):
             connection.disconnect()
         self._since = time.monotonic()
         try:
-            if not connection.is_connected:
-                connection.connect()
-                self.master[self._address] = (connection.host, connection.port)
             return super()._exchange(packed, answers)
         finally:
             self._since = 0.0
+
+    def _connect(self) -> None:
+        super()._connect()
+        self.master[self._address] = (self._connection.host, self._connection.port)
 
     def waits(self, seconds: float) -> Node | None:
         """For whom it has been waiting for so long, if it has."""

@@ -15,7 +15,7 @@ from flaskbus.broker import mask, parse_url
 from flaskbus.config import Resolved
 from flaskbus.errors import UsageError
 from flaskbus.options import FlaskbusCommand, run, settings_options
-from flaskbus.partitions import partitions
+from flaskbus.partitions import MOST_PARTITIONS, partitions
 from flaskbus.routing import Mount
 from flaskbus.settings import AgentSettings
 from flaskbus_agent import supervisor
@@ -61,19 +61,20 @@ def mounted_apps(given: Sequence[str], settings: AgentSettings) -> list[MountedA
             "which app? Name it as in: flaskbus-agent myapp:app --prefix /myapp "
             "(or put apps = [...] into flaskbus.toml)"
         )
+    if settings.partitions > MOST_PARTITIONS:
+        raise UsageError(f"a mount has up to {MOST_PARTITIONS} partitions")
     if len(given) * settings.partitions > MOST_MOUNTS:
-        what = "apps" if settings.partitions == 1 else "apps and partitions"
+        what = "apps" if settings.partitions == 1 else "partitions of apps"
         raise UsageError(f"one agent serves up to {MOST_MOUNTS} {what}; start a second one for the rest")
     if len(given) > 1 and settings.name:
         raise UsageError("--name names one app; several apps are named by their import strings")
     found: dict[Mount, MountedApp] = {}
     for text in given:
         app = _mounted_app(text, settings, alone=len(given) == 1)
-        # Who names a partition wants that alone.
-        parts = [app.mount] if app.mount.partition else partitions(app.mount, settings.partitions)
-        for mount in parts:
-            if mount in found:
-                raise UsageError(f"{found[mount].target} and {app.target} are both mounted on {mount.name}")
+        for mount in partitions(app.mount, settings.partitions):
+            other = next((each for each in found.values() if each.mount.whole == mount.whole), app)
+            if mount in found or other.target != app.target:
+                raise UsageError(f"{other.target} and {app.target} are both mounted on {mount.whole.name}")
             found[mount] = replace(app, mount=mount)
     return list(found.values())
 

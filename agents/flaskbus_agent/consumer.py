@@ -79,7 +79,7 @@ class Consumer:
         self._intake = Intake(self._reader, served, settings.lease, self._quiet, self.log)
         self._shared = ChannelPool([self._channel(f"streams-{n}", ANSWER) for n in range(SHARED)])
         self.bells = Bells()
-        self._runner = Runner(settings, agent_id, self.bells, self._intake.look_again)
+        self._runner = Runner(settings, agent_id, self.bells, self._intake.look_again, self._intake.explained)
         self._doorbell = Doorbell(
             settings.redis,
             f"flaskbus-agent-{agent_id}-doorbell",

@@ -31,7 +31,6 @@ from enum import Enum
 import redis
 
 from flaskbus import wire
-from flaskbus.acl import mend
 from flaskbus.broker import Unavailable
 from flaskbus.errors import WireError
 from flaskbus.keys import GROUP
@@ -74,10 +73,16 @@ class Runner:
     """Runs entries through their apps; shared by the threads of a process.
 
     ``look_again`` is called where the broker refuses to take an entry from us: what we hold is to be read again.
+    ``explained`` makes words of what it said, with what would mend that.
     """
 
     def __init__(
-        self, settings: AgentSettings, agent_id: str, bells: Bells, look_again: Callable[[], None]
+        self,
+        settings: AgentSettings,
+        agent_id: str,
+        bells: Bells,
+        look_again: Callable[[], None],
+        explained: Callable[[Exception], str],
     ) -> None:
         self.settings = settings
         self.agent_id = agent_id
@@ -93,6 +98,7 @@ class Runner:
         self._replays = Replays()
         self._refused = 0
         self._look_again = look_again
+        self._explained = explained
         self._kept: Counter[str] = Counter()
         self.multiprocess = settings.workers > 1
         self.multithread = settings.threads > 1
@@ -261,13 +267,12 @@ class Runner:
         )  # fmt: skip
 
     def _refused_by_broker(self, error: redis.exceptions.RedisError, outbox: Outbox, *, ran: bool) -> None:
-        text = str(error).rstrip(".")
-        hint = mend(text, [outbox.mount])
+        said = self._explained(error)
         if ran:
-            log.error("the reply to %s was refused by the broker: %s%s", outbox.request_id, text, hint)
+            log.error("the reply to %s was refused by the broker: %s", outbox.request_id, said)
             self._confess(outbox)
         else:
-            self._keep("a request could not be handed back: %s%s", text, hint)
+            self._keep("a request could not be handed back: %s", said)
 
     def _confess(self, outbox: Outbox) -> None:
         """What the broker refuses for good may be the reply and not its end: nobody is to wait for nothing."""

@@ -90,6 +90,8 @@ class Heartbeat:
         self._client = connect(settings.redis, timeout=TIMEOUT, name=f"agent-{self._host}-{supervisor}")
         self._registry = Registry(self._client, Keys(settings.namespace))
         self._owned: set[Mount] = set()
+        self._dropped: list[Mount] = []
+        self._complete = False  # whether all was claimed once
         self._left: dict[str, list[Mount]] = {}
         self._seen: dict[str, State] = {}
         self._due = 0.0
@@ -114,8 +116,8 @@ class Heartbeat:
                 self.connected = True
             taken = self._round(members, states)
         except redis.exceptions.NoPermissionError as error:
-            if not self._owned:
-                self.connected = False  # there is nothing to leave, and no right to
+            if not self._complete:
+                self.connected = bool(self._owned)  # else there is nothing to leave, and no right to
                 raise StartError(
                     f"the broker at {mask(self._settings.redis)} refuses what an agent needs: {self._explained(error)}"
                 ) from None
@@ -124,6 +126,7 @@ class Heartbeat:
         except (*Unavailable, redis.exceptions.RedisError) as error:
             self._failed(error)
             return []
+        self._complete = self._complete or bool(members)
         if self._trouble:
             self._log.info("The broker at %s is back", mask(self._settings.redis))
         self._trouble, self._pause = "", BACKOFF[0]
@@ -204,15 +207,22 @@ class Heartbeat:
             at=time.time(),
         )
 
+    def partitions(self, mount: Mount) -> list[MountedApp]:
+        """What is served of a whole mount, by any of its partitions."""
+        return [app for app in self.apps if app.mount.whole == mount.whole]
+
     def drop(self, app: MountedApp, members: Iterable[Member]) -> None:
         """The mount is another app's from now on."""
         self.apps.remove(app)
+        self._dropped.append(app.mount)
         for member in members:
             self._left.setdefault(member.agent_id, []).append(app.mount)
 
     def leave(self, member: Member) -> None:
         """A worker is gone: say so at once, or as soon as the broker is back."""
-        self._left.setdefault(member.agent_id, []).extend(app.mount for app in self.apps)
+        # A mount that was dropped knows us again if we have asked what we hold there.
+        mounts = [*(app.mount for app in self.apps if app.mount in self._owned), *self._dropped]
+        self._left.setdefault(member.agent_id, []).extend(mounts)
         self._seen.pop(member.agent_id, None)
         if not self._trouble and self.connected:
             try:

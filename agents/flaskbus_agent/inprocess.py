@@ -95,5 +95,6 @@ class InProcessAgent:
             self._member.board.report(time.monotonic(), len(self.consumer.running()), self.consumer.served)
             for app, error in self._heartbeat.beat([self._member], time.monotonic()):
                 log.error("%s", error)
-                self._heartbeat.drop(app, [self._member])
-                self.consumer.drop(app.mount)
+                for each in self._heartbeat.partitions(app.mount):
+                    self._heartbeat.drop(each, [self._member])
+                    self.consumer.drop(each.mount)

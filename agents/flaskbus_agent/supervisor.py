@@ -93,8 +93,9 @@ class Supervisor(Arbiter):
         for app in self.app.mounted:
             if number := parts.pop((app.target, app.mount.whole), 0):
                 named = "" if app.name == app.target else f" as {app.name}"
+                where = app.mount if number == 1 else app.mount.whole
                 split = "" if number == 1 else f", in {number} partitions"
-                self.log.info("Serving %s on %s%s%s", app.target, app.mount.whole.name, named, split)
+                self.log.info("Serving %s on %s%s%s", app.target, where.name, named, split)
         self.log.info(
             "Broker %s, %d x %d threads, pid %d",
             mask(self.settings.redis),
@@ -154,13 +155,18 @@ class Supervisor(Arbiter):
                 return
             raise HaltServer(str(error), error.exit_code) from None
         for app, refusal in () if self.stopping else taken:
-            if not self.good or len(self.heartbeat.apps) == 1:
+            # A mount is one app's with all its partitions.
+            lost = self.heartbeat.partitions(app.mount)
+            if not lost:
+                continue
+            if not self.good or len(self.heartbeat.apps) == len(lost):
                 raise HaltServer(str(refusal), refusal.exit_code)
             self.log.error("%s; this agent no longer serves it", refusal)
-            self.heartbeat.drop(app, members)
-            index = self.app.withdraw(app.mount)
-            for worker in self.WORKERS.values():
-                worker.board.withdraw(index)
+            for each in lost:
+                self.heartbeat.drop(each, members)
+                index = self.app.withdraw(each.mount)
+                for worker in self.WORKERS.values():
+                    worker.board.withdraw(index)
 
     # Workers come and go
 

@@ -10,6 +10,7 @@ from flaskbus.acl import ROLES, Role, command_line, rules, user_name
 from flaskbus.address import parse_url
 from flaskbus.errors import UsageError
 from flaskbus.options import FlaskbusCommand, settings_options
+from flaskbus.partitions import MOST_PARTITIONS
 from flaskbus.partitions import partitions as split
 from flaskbus.routing import Mount
 from flaskbus.settings import CommonSettings
@@ -37,7 +38,7 @@ from flaskbus.settings import CommonSettings
 )
 @click.option(
     "--partitions",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_PARTITIONS),
     default=1,
     show_default=True,
     metavar="N",
@@ -55,7 +56,7 @@ def acl(
     """
     where = [Mount.from_name(name) for name in mounts]
     address = parse_url(settings.redis)
-    parts = [part for mount in where for part in split(mount, partitions)]
+    parts = list(dict.fromkeys(part for mount in where for part in split(mount, partitions)))
     wanted = rules(cast(Role, role), parts, namespace=settings.namespace, db=address.db, kind=address.kind)
     if user is None and len(where) > 1:
         raise UsageError("a user of several mounts has no name of its own: say which, as in --user shop")

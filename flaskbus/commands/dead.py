@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import string
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def list_letters(bus: Bus, mount: str | None, as_json: bool) -> None:
 
     BODY is how large the body was, or the whole entry where that is not a request of ours.
     """
-    mounts = mounts_with_letters(bus) if mount is None else [Mount.from_name(mount)]
+    mounts = mounts_with_letters(bus) if mount is None else _queues(bus, Mount.from_name(mount))
     found = [(where, letter) for where in mounts for letter in read_letters(bus, where)]
     if mount is not None and not found:
         check_mount(bus, mounts[0])
@@ -238,6 +239,15 @@ def mounts_with_letters(bus: Bus) -> list[Mount]:
     return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
 
 
+def _queues(bus: Bus, mount: Mount) -> list[Mount]:
+    """The mount, and its partitions that have letters."""
+    found = []
+    # An app's own user may read its letters, and not look for others.
+    with suppress(redis.exceptions.NoPermissionError):
+        found = [one for one in mounts_with_letters(bus) if one != mount and one.whole == mount]
+    return [mount, *found]
+
+
 def read_letters(bus: Bus, mount: Mount) -> Iterator[Letter]:
     """The letters of a mount, the latest first."""
     end = "+"
@@ -263,9 +273,8 @@ def find(bus: Bus, mount: Mount, names: Sequence[str]) -> list[Letter]:
         if name not in found:
             if letter is None:
                 check_mount(bus, mount)
-            raise UsageError(
-                f"{mount.name} has no dead letter {name}; flaskbus dead list {mount.name} shows what is there"
-            )
+            shown = f"flaskbus dead list {shlex.quote(mount.name)}"
+            raise UsageError(f"{mount.name} has no dead letter {name}; {shown} shows what is there")
     return list({found[name].key: found[name] for name in wanted}.values())
 
 

@@ -106,6 +106,10 @@ def parse_apps(given: Sequence[str]) -> tuple[Served, ...]:
                 f"where is {target} mounted? With several apps each says it: {target}=/{short_name(target)}"
             )
         mount = Mount.from_name("/" if place is None else place)
+        if mount.partition:
+            raise UsageError(
+                f"{mount.name} is one queue of {mount.whole.name}; say {target}={mount.whole.name}"
+            )
         if mount in found:
             raise UsageError(f"{found[mount].target} and {target} are both mounted on {mount.name}")
         found[mount] = Served(target, mount)

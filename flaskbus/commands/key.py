@@ -34,6 +34,6 @@ def key(settings: GatewaySettings, mounts: tuple[str, ...]) -> None:
             "there is no signing secret; name it with --signing-secret or FLASKBUS_SIGNING_SECRET"
         )
     for name in mounts:
-        mount = Mount.from_name(name)
+        mount = Mount.from_name(name).whole  # its partitions have its key
         line = make_key(settings.signing_secret, settings.namespace, mount.key)
         click.echo(line if len(mounts) == 1 else f"{mount.name}={line}")

@@ -120,6 +120,14 @@ def known_mount(bus: Bus, name: str) -> Mount:
     return mount
 
 
+def known_queues(bus: Bus, name: str) -> list[Mount]:
+    """The mount of this name and its partitions, as far as they are there; errors are as of :func:`known_mount`."""
+    mount = Mount.from_name(name)
+    return sorted(one for one in bus.registry.mounts() if mount in (one, one.whole)) or [
+        known_mount(bus, name)
+    ]
+
+
 def age(record: Any) -> float:
     """Seconds since a record was written, by its writer's clock and ours: a hint."""
     return max(0.0, time.time() - float(record.at))

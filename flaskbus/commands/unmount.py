@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-from flaskbus.commands.tools import Bus, known_mount, with_bus
+from flaskbus.commands.tools import Bus, known_queues, with_bus
 from flaskbus.errors import OperatorError, UsageError
 from flaskbus.options import FlaskbusCommand
+from flaskbus.routing import Mount
 from flaskbus.survey import MountView, survey
 
 
@@ -33,9 +34,8 @@ def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
     Agents that are alive would bring it back with their next heartbeat, so stop them first. Requests that
     wait are not lost by it: their gateways answer them at their deadline.
     """
-    where = known_mount(bus, mount)
-    # With the whole go its partitions.
-    parts = [where, *(part for part in bus.registry.mounts() if part != where and part.whole == where)]
+    parts = known_queues(bus, mount)  # with the whole go its partitions
+    where = Mount.from_name(mount)
     views = survey(bus.client, bus.keys, parts)
     now, lease = time.time(), bus.settings.lease
     alive = list({one.id: one for view in views for one in view.serving(now, lease)}.values())
@@ -44,7 +44,7 @@ def unmount(bus: Bus, mount: str, yes: bool, force: bool) -> int:
             f"{where.name} has {_count(len(alive), 'live agent')} ({', '.join(one.id for one in alive)}), which would "
             "bring it back with the next heartbeat; stop them first, or say --force"
         )
-    if not yes and not confirmed(question(views)):
+    if not yes and not confirmed(question(where, views)):
         click.echo("nothing was changed", err=True)
         return 1
     for part in parts:
@@ -63,16 +63,20 @@ def confirmed(text: str) -> bool:
         raise UsageError("nobody is here to be asked; say --yes") from None
 
 
-def question(views: Sequence[MountView]) -> str:
-    """What is asked before a mount goes, with its partitions; it is the first of them."""
-    view, waiting, running = views[0], sum(one.waiting for one in views), sum(one.running for one in views)
+def question(where: Mount, views: Sequence[MountView]) -> str:
+    """What is asked before a mount goes, with its partitions."""
+    owner, waiting, running = (
+        views[0].owner,
+        sum(one.waiting for one in views),
+        sum(one.running for one in views),
+    )
     held = [
         f"{_count(number, 'request')} {what}"
         for number, what in ((waiting, "waiting"), (running, "running"))
         if number
     ]
     fate = f" with {' and '.join(held)}, to be answered at the deadline" if held else ""
-    return f"Unmount {view.mount.name} of the app {view.owner or '(unknown)'}{fate}?"
+    return f"Unmount {where.name} of the app {owner or '(unknown)'}{fate}?"
 
 
 def _count(number: int, noun: str) -> str:

@@ -150,7 +150,7 @@ def _signing(mount: MountFacts, facts: Facts) -> Iterator[Finding]:
                 "error",
                 name,
                 f"agent {record.id} has no signing key, and the gateways sign: it refuses every request",
-                f"flaskbus key {shlex.quote(name)}, for FLASKBUS_SIGNING_KEY of its agents",
+                f"flaskbus key {shlex.quote(mount.view.mount.whole.name)}, for FLASKBUS_SIGNING_KEY of its agents",
             )
         elif record.signing and not gateways_sign:
             yield Finding(

@@ -261,6 +261,11 @@ class Gateway:
             record = state.policy.record(scope["method"], incoming.host, incoming.target, headers)
         if not record:
             state = queues.next()
+        elif state.mount.partition:
+            raise errors.NoAgent(
+                f"an Idempotency-Key needs the first queue of {mount.name}, and nobody serves that",
+                retry_after=5,
+            )
         if websocket and not state.streams:
             raise errors.UnsupportedUpgrade(f"an agent of {mount.name} is too old for WebSockets")
         # What has an Idempotency-Key is compared as a whole, and an older agent takes it as a whole.

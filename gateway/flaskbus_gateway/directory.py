@@ -271,6 +271,7 @@ class Directory:
     ) -> bool:
         """What was seen of a mount; whether it is still one."""
         owner, *policy = told
+        state.owner = owner
         if owner is None and not (self._comes_back(state) or (listed and self._is_known(state))):
             outcome = await self._forget(state)
             left = state.mount not in self.states
@@ -325,7 +326,7 @@ class Directory:
             )
             await self.link.script("leave", [state.keys.agents, state.keys.requests], [GROUP, agent_id])
         for agent_id in state.judge_signing():
-            log.error(_UNLIKE[state.seal is None], agent_id, state.mount.name, state.mount.name)
+            log.error(_UNLIKE[state.seal is None], agent_id, state.mount.name, state.mount.whole.name)
         if (state.alive, state.failing) != before:
             self.on_change(state)
         for consumer in state.orphans(known, now, self.lease):
@@ -342,11 +343,8 @@ class Directory:
         changed = states.keys() != self.states.keys()
         if changed:
             self.table = Table(states)
-            parts: dict[Mount, list[MountState]] = {}
-            for mount in sorted(states):
-                parts.setdefault(mount.whole, []).append(states[mount])
-            self.queues = {mount: Queues(some) for mount, some in parts.items()}
         self.states = states
+        self.queues = _queues(states, self.queues)
         if changed:
             self.on_routes()
 
@@ -369,6 +367,19 @@ class Directory:
                 "%s lost its consumer group; %d requests are answered 502", state.mount.name, len(entries)
             )
             self.on_doubtful(state, entries)
+
+
+def _queues(states: Mapping[Mount, MountState], before: Mapping[Mount, Queues]) -> dict[Mount, Queues]:
+    """The queues of each whole mount. A partition that belongs to another app than the first is none of them."""
+    found: dict[Mount, list[MountState]] = {}
+    for mount in sorted(states):
+        state, queues = states[mount], found.setdefault(mount.whole, [])
+        if not queues or None in (state.owner, queues[0].owner) or state.owner == queues[0].owner:
+            queues.append(state)
+    return {
+        mount: known if (known := before.get(mount)) and known.states == queues else Queues(queues)
+        for mount, queues in found.items()
+    }
 
 
 def _read(found: list[Answer]) -> Look:

@@ -134,7 +134,7 @@ class Exchange:
         """Why answers that came were not believed; empty where none came, or all were."""
         if not self.replies.forged:
             return ""
-        name = self.state.mount.name
+        name = self.state.mount.whole.name
         return f"an answer came that was not signed as it should be; do the agents of {name} have the key of {name}?"
 
     # Sending
@@ -231,7 +231,7 @@ class Exchange:
 
         Too old by the broker's clock, which may have jumped; what counts is this process's own.
         """
-        settings, name = self._board.settings, self.state.mount.name
+        settings, name = self._board.settings, self.state.mount.whole.name
         waited = self._board.now() - self.started
         if waited >= (settings.head_timeout if self.state.alive else settings.hold):
             raise errors.DeadlineBeforeStart(
@@ -259,21 +259,21 @@ class Exchange:
                 return self._pop()
         if outcome == "undelivered":
             if self.state.removed:
-                raise errors.UnknownMount(f"{self.state.mount.name} is no longer mounted")
+                raise errors.UnknownMount(f"{self.state.mount.whole.name} is no longer mounted")
             if self.state.failing and not self.state.alive:
                 raise errors.NoAgent(
-                    f"the agents of {self.state.mount.name} fail to start: {self.state.failing}",
+                    f"the agents of {self.state.mount.whole.name} fail to start: {self.state.failing}",
                     retry_after=5,
                 )
             if self.holding:
                 raise errors.NoAgent(
-                    f"no agent of {self.state.mount.name} came within {waited:.1f} s", retry_after=5
+                    f"no agent of {self.state.mount.whole.name} came within {waited:.1f} s", retry_after=5
                 )
             raise errors.DeadlineBeforeStart(
-                f"no agent of {self.state.mount.name} was free within {waited:.1f} s", retry_after=1
+                f"no agent of {self.state.mount.whole.name} was free within {waited:.1f} s", retry_after=1
             )
         raise errors.DeadlineAfterDelivery(
-            f"{self.state.mount.name} has not answered within {waited:.1f} s"
+            f"{self.state.mount.whole.name} has not answered within {waited:.1f} s"
             if outcome == "delivered"
             else self.distrust or f"what became of the request cannot be told ({outcome})"
         )

@@ -52,6 +52,8 @@ class MountState:
     """Until when agents that serve it still may claim it again after it was removed (monotonic seconds)."""
     removed: bool = False
     """Whether it is no mount any more, and nobody will take what waits there."""
+    owner: bytes | None = None
+    """The name of the app whose mount it is, where the broker knows that."""
     policy: Policy | None = None
     """What its agents ask of requests with an Idempotency-Key; ``None`` where they did not opt in."""
 
@@ -153,17 +155,17 @@ class MountState:
 class Queues:
     """Where the requests of a whole mount wait: in its queue, or in those of its partitions."""
 
-    __slots__ = ("_states", "_turn", "first")
+    __slots__ = ("_turn", "first", "states")
 
     def __init__(self, states: Sequence[MountState]) -> None:
-        self._states = states
+        self.states = states
         self._turn = 0
         self.first = states[0]
         """For requests that have to find each other."""
 
     def next(self) -> MountState:
         """For the next request: partitions take turns, as far as agents serve them."""
-        states = self._states
+        states = self.states
         if len(states) > 1:
             self._turn = turn = (self._turn + 1) % len(states)
             for state in (*states[turn:], *states[:turn]):

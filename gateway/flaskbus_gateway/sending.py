@@ -52,10 +52,10 @@ async def send(
             return sent
         # The stream is gone: forgotten by everybody, or by a broker that lost its data and hears of it soon.
         if board.now() > deadline:
-            raise errors.UnknownMount(f"{state.mount.name} is no longer mounted")
+            raise errors.UnknownMount(f"{state.mount.whole.name} is no longer mounted")
         try:
             await asyncio.wait_for(board.directory.fresh(), max(0.0, deadline - board.now()))
         except TimeoutError:
             raise errors.BrokerUnavailable("the mounts cannot be looked up", retry_after=1) from None
         if state.mount not in board.directory.states:
-            raise errors.UnknownMount(f"{state.mount.name} is no longer mounted")
+            raise errors.UnknownMount(f"{state.mount.whole.name} is no longer mounted")

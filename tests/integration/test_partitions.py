@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flaskbus.keys import Keys
+from flaskbus.keys import GROUP, Keys
 from flaskbus.partitions import partitions
 from flaskbus.routing import Mount
 from tests.conftest import Broker
@@ -138,6 +138,42 @@ def test_repeats_of_a_key_find_each_other(fleet: Fleet) -> None:
     assert fleet.runs()["once"] == 1
 
 
+def test_who_replaces_an_app_takes_all_its_queues(fleet: Fleet) -> None:
+    _, url = fleet.gateway()
+    split(fleet, "old")
+    known(fleet, *PARTS)
+    with Load([url], threads=2) as load:
+        load.more(10)
+        new = fleet.agent("new", "--name", "new", "--replace")
+        assert fleet.programs[1].process.wait(30) == 3
+        eventually(lambda: all(name == "new" for name in answering(url, 12)), "only the new one answers")
+    load.judge(fleet.runs())
+    new.end()
+
+
+def answering(url: str, count: int) -> list[str]:
+    """The names of the agents that answer so many requests."""
+    return [httpx.get(f"{url}/fleet/x", timeout=30).text.split()[1] for _ in range(count)]
+
+
+def test_one_queue_alone(fleet: Fleet) -> None:
+    """Named by its operator: it has all requests but those that have to find each other."""
+    _, url = fleet.gateway("--hold", "0")
+    alone = Mount.from_name("/fleet;7")
+    fleet.start("alone", "flaskbus_agent", "ledgered:app=/fleet;7", "--idempotency-keys")
+    eventually(lambda: any(one.state == "ready" for one in fleet.registry.agents(alone)))
+    known(fleet, alone)
+    assert httpx.get(f"{url}/fleet/x").text.startswith("x alone ")
+    assert flaskbus(fleet.url, "request", "/fleet/y").startswith("y alone ")
+    answer = httpx.post(f"{url}/fleet/once", headers={"Idempotency-Key": "k1"})
+    assert (answer.status_code, answer.json()["executed"]) == (503, "no")
+    assert "once" not in fleet.runs()
+    assert "Serving ledgered:app on /fleet;7\n" in fleet.programs[1].log()
+    fleet.programs[1].end()
+    assert flaskbus(fleet.url, "unmount", "/fleet", "--yes") == "/fleet is no longer mounted\n"
+    assert not fleet.registry.mounts()
+
+
 def test_unmount_takes_the_partitions_along(fleet: Fleet) -> None:
     _, url = fleet.gateway()
     split(fleet, "first")
@@ -165,6 +201,48 @@ def test_an_agent_may_do_what_its_rules_say(fleet: Fleet, broker: Broker) -> Non
             assert "refuse" not in fleet.programs[1].log()
         finally:
             client.acl_deluser("split")
+
+
+def test_an_agent_that_may_not_do_all_says_so_and_ends(fleet: Fleet, broker: Broker) -> None:
+    line = flaskbus(fleet.url, "acl", "agent", "/fleet", "--user", "whole")
+    with broker.client() as client:
+        client.execute_command(*shlex.split(line), ">right")
+        try:
+            url = broker.url.replace("//", "//whole:right@")
+            agent = fleet.start(
+                "fenced", "flaskbus_agent", "ledgered:app=/fleet", *SPLIT, FLASKBUS_REDIS_URL=url
+            )
+            assert agent.process.wait(30)
+            assert "flaskbus acl agent /fleet --partitions 3" in agent.log()
+            eventually(lambda: not fleet.records(), "it has left")
+        finally:
+            client.acl_deluser("whole")
+
+
+def test_who_was_replaced_leaves_no_consumer_behind(fleet: Fleet) -> None:
+    """It looks for what it may hold of the mount that it has lost, when its connection broke."""
+    fleet.gateway()
+    first = fleet.start("first", "flaskbus_agent", "ledgered:app=/fleet", "ledgered:app=/other")
+    eventually(lambda: fleet.ready(first))
+    second = fleet.agent("second", "--name", "second", "--replace")
+    eventually(lambda: "this agent no longer serves it" in first.log())
+    client: Any = fleet.registry.client
+    queue = Keys().of(MOUNT.key).requests
+    mine = {one.id for one in fleet.registry.agents(Mount.parse("/other"))}
+
+    def consumers() -> set[str]:
+        return {each["name"].decode() for each in client.xinfo_consumers(queue, GROUP)}
+
+    def asked() -> bool:
+        for each in client.client_list():
+            if each["name"].endswith("-reader") and any(one in each["name"] for one in mine):
+                client.client_kill_filter(_id=each["id"])
+        return bool(mine & consumers())
+
+    eventually(asked, "it has looked")
+    first.end()
+    assert not mine & consumers()
+    second.end()
 
 
 def test_one_signing_key_is_for_all_partitions(fleet: Fleet) -> None:

@@ -43,6 +43,13 @@ def test_an_equals_sign_in_a_call_is_part_of_the_call() -> None:
     assert apps(call, prefix="/api") == [("/api", call, call)]
 
 
+def test_partitions() -> None:
+    assert [place for place, _, _ in apps("a=/myapp", partitions=3)] == ["/myapp", "/myapp;2", "/myapp;4"]
+    assert [place for place, _, _ in apps("a=/myapp;7", partitions=3)] == ["/myapp;7"]
+    assert [place for place, _, _ in apps("a=/myapp", "a=/myapp;7")] == ["/myapp", "/myapp;7"]
+    assert apps("a=/a", host_pattern="example.com", partitions=2)[0] == ("example.com/a", "a", "a")
+
+
 def test_a_name() -> None:
     assert apps("myapp:app=/my", name="shop") == [("/my", "myapp:app", "shop")]
 
@@ -63,6 +70,11 @@ def test_a_name() -> None:
         (["a=/a", "b=/b"], {"prefix": "/c"}, "--prefix /c"),
         (["a=example.com/"], {"host_pattern": "example.org"}, "--host-pattern"),
         ([f"a{number}=/{number}" for number in range(51)], {}, "up to 50 apps"),
+        (["a=/a"], {"partitions": 51}, "up to 50 partitions"),
+        (["a=/a", "b=/b"], {"partitions": 26}, "up to 50 partitions of apps"),
+        (["a=/a", "b=/a;7"], {}, "a and b are both mounted on /a"),
+        (["a=/a", "b=/a;2"], {"partitions": 3}, "a and b are both mounted on /a"),
+        (["a=/a;2", "a=/a;2"], {}, "a and a are both mounted on /a"),
     ],
 )
 def test_mistakes(given: list[str], settings: dict[str, object], says: str) -> None:

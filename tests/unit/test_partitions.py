@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flaskbus.acl import mend
 from flaskbus.cluster import SLOTS, slot_of
+from flaskbus.commands.dev_plan import parse_apps
 from flaskbus.errors import UsageError
 from flaskbus.keys import Keys
 from flaskbus.partitions import partitions
 from flaskbus.routing import Mount, Table
+from flaskbus.signing import parse_keys
+from flaskbus_gateway.directory import _queues
 from flaskbus_gateway.mounts import MountState, Queues
 
 MOUNTS = st.sampled_from(["/", "/myapp", "/a/b", "shop.example.com/", "*.example.com/api", "/%C3%A9"])
@@ -83,3 +87,36 @@ def test_queues_without_agents_are_passed_over_unless_there_is_no_other() -> Non
 def test_one_queue_is_always_next() -> None:
     alone = queue(False)
     assert Queues([alone]).next() is alone
+
+
+def test_a_queue_of_another_app_is_given_nothing() -> None:
+    states = {mount: MountState(mount, Keys().of(mount.key)) for mount in partitions(Mount.parse("/a"), 4)}
+    first, same, other, unknown = states.values()
+    first.owner = same.owner = b"shop"
+    other.owner = b"blog"
+    [queues] = _queues(states, {}).values()
+    assert queues.states == [first, same, unknown]
+    assert _queues(states, {first.mount: queues}) == {first.mount: queues}, (
+        "who has had its turn is not forgotten"
+    )
+    other.owner = b"shop"
+    [more] = _queues(states, {first.mount: queues}).values()
+    assert more.states == [first, same, other, unknown]
+
+
+def test_what_an_agent_may_not_is_mended_for_all_its_queues() -> None:
+    names = [mount.name for mount in partitions(Mount.parse("/a"), 3)]
+    refusal = "NOPERM No permissions to access a key"
+    assert mend(refusal, names).endswith("flaskbus acl agent /a --partitions 3)")
+    assert mend(refusal, names[1:2]).endswith(f"flaskbus acl agent '{names[1]}')")
+    assert mend(refusal, [*names, "/b"]).endswith("flaskbus acl agent /a /b --partitions 3 --user NAME)")
+
+
+def test_a_signing_key_is_for_the_whole() -> None:
+    key = "0" * 64
+    assert parse_keys(f"/a;7={key}") == {"/a": (key,)}
+
+
+def test_dev_serves_whole_mounts() -> None:
+    with pytest.raises(UsageError, match="say a:app=/z"):
+        parse_apps(["a:app=/z;2"])

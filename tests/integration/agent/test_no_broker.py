@@ -38,3 +38,19 @@ def test_what_is_no_broker_is_a_broker_that_is_away(no_broker: str) -> None:
         with pytest.raises(Unavailable):
             channel.call("TIME")
     channel.close()
+
+
+@pytest.mark.parametrize("sentinel", [False, True])
+def test_what_was_told_is_not_sent_later(no_broker: str, sentinel: bool) -> None:
+    """Whoever told it takes care of it otherwise."""
+    url = no_broker
+    if sentinel:
+        url = no_broker.replace("redis://", "redis+sentinel://").removesuffix("/0") + "/mymaster"
+    channel = open_channel(url, "test", 2.0)
+    heard: list[object] = []
+    channel.tell([b"*1\r\n$4\r\nPING\r\n"], 1, heard.append)
+    with pytest.raises(Unavailable):
+        channel.call("TIME")
+    channel.flush()  # there is nothing
+    assert not heard
+    channel.close()
