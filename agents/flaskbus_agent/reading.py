@@ -75,12 +75,13 @@ class Reader:
 
     def interrupt(self) -> None:
         """From any thread: end the wait that is under way."""
-        if self._id is None:
+        reader = self._id  # the thread that reads may take it back at any moment
+        if reader is None:
             return
         with self._waking:
             waker = self._waker = self._waker or open_channel(self._url, f"{self.channel.name}-waker", 1.0)
             with suppress(*Unavailable, redis.exceptions.RedisError):  # it ends by itself soon
-                waker.call("CLIENT", "UNBLOCK", self._id)
+                waker.call("CLIENT", "UNBLOCK", reader)
 
     def probe(self) -> None:
         """From another thread, often: see whether what does not answer is back."""

@@ -179,7 +179,7 @@ class TestRouting:
     def test_what_runs_when_its_mount_is_removed_is_answered(
         self, broker: Broker, gate: Gate, pool: ThreadPoolExecutor
     ) -> None:
-        with bus_of(broker) as bus, bus.mount(gate.app, "/shop", name="gate", threads=1):
+        with bus_of(broker) as bus, bus.mount(gate.app, "/shop", name="gate", threads=2):
             running = pool.submit(httpx.get, f"{bus.url}/shop/wait/slow", timeout=20)
             eventually(lambda: counts(broker) == (1, 1))
             with broker.client() as client:
