@@ -189,8 +189,8 @@ class TestRouting:
             assert running.result().text == "slow"
 
     def test_a_mount_whose_last_agent_left_long_ago_is_forgotten(self, broker: Broker) -> None:
+        known(broker)
         with bus_of(broker, hold=0.1) as bus:
-            known(broker)
             assert httpx.get(f"{bus.url}/shop/x").status_code == 503
             with broker.client() as client:
                 client.pexpire(M.owner, 1)

@@ -322,12 +322,14 @@ class TestRefusals:
 
     def test_nobody_comes(self, bus: Bus) -> None:
         mount = Mount.parse("/empty")
-        with registry(bus) as known, running_bus(bus.broker_url, hold=0.5) as other:
+        with registry(bus) as known:
             known.claim(mount, AgentRecord(id="a", name="empty", host="h", pid=1, beat=1, state="ready"))
             known.leave(mount, "a")
-            other.await_route(mount)
-            with Raw(f"{other.url}/empty") as raw:
-                got = raw.answer()
+            # Only now: it has never seen that agent.
+            with running_bus(bus.broker_url, hold=0.5) as other:
+                other.await_route(mount)
+                with Raw(f"{other.url}/empty") as raw:
+                    got = raw.answer()
             refused(got, 503, "no-agent")
             assert got.values("retry-after")
             known.unmount(mount)
