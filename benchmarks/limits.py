@@ -33,7 +33,7 @@ def limited(pids: Iterable[int], share: float) -> Iterator[None]:
 
 @contextmanager
 def _group(pid: int, quota: int) -> Iterator[None]:
-    one = (_ONE / "cpu.cfs_quota_us").exists() or (_ONE / "cgroup.procs").exists()
+    one = (_ONE / "cgroup.procs").exists()
     parent = _ONE if one else _TWO
     if not one:
         (parent / "cgroup.subtree_control").write_text("+cpu")

@@ -115,7 +115,8 @@ def mend(refusal: str, mounts: Iterable[str]) -> str:
     if not _REFUSAL.search(refusal):
         return ""
     names = [*mounts]
-    parts = Counter(whole if (whole := name.partition(";")[0]) in names else name for name in names)
+    wholes = {name: Mount.from_name(name).whole.name for name in names}
+    parts = Counter(whole if whole in wholes else name for name, whole in wholes.items())
     number = max(parts.values(), default=1)
     split = f" --partitions {number}" if number > 1 else ""
     user = " --user NAME" if len(parts) > 1 else ""

@@ -215,13 +215,13 @@ def check_keys(text: str) -> None:
 
 
 def seals_of(keys: Mapping[str, tuple[str, ...]], mounts: Sequence[str]) -> dict[str, tuple[Seal, ...]]:
-    """The seals of an agent's mounts (key names), from what :func:`parse_keys` gave; empty without keys.
+    """The seals of an agent's whole mounts (key names), from what :func:`parse_keys` gave; empty without keys.
 
     Raises :class:`~flaskbus.errors.UsageError` where a mount has no key, or one key is to be for several.
     """
     if not keys:
         return {}
-    if "" in keys and len(mounts) > 1:
+    if "" in keys and len(set(mounts)) > 1:
         raise UsageError(
             "each mount has a signing key of its own; say which: --signing-key 'MOUNT=KEY MOUNT=KEY'"
         )

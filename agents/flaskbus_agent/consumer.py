@@ -62,8 +62,7 @@ class Consumer:
         self.agent_id = agent_id
         self.log = log or logging.getLogger("flaskbus.agent")
         keys = Keys(settings.namespace)
-        wholes = dict.fromkeys(mount.whole.key for mount in apps)
-        seals = seals_of(parse_keys(settings.signing_key), list(wholes))
+        seals = seals_of(parse_keys(settings.signing_key), [mount.whole.key for mount in apps])
         served = {
             mount: Served(app, keys.of(mount.key), seals.get(mount.whole.key, ()))
             for mount, app in apps.items()

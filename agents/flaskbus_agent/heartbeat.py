@@ -84,8 +84,7 @@ class Heartbeat:
         self._host = socket.gethostname()
         self._version = version("flaskbus")
         self._supervisor = supervisor
-        wholes = dict.fromkeys(app.mount.whole.key for app in apps)
-        seals = seals_of(parse_keys(settings.signing_key), list(wholes))
+        seals = seals_of(parse_keys(settings.signing_key), [app.mount.whole.key for app in apps])
         self._signing = {key: ",".join(seal.fingerprint for seal in mine) for key, mine in seals.items()}
         self._client = connect(settings.redis, timeout=TIMEOUT, name=f"agent-{self._host}-{supervisor}")
         self._registry = Registry(self._client, Keys(settings.namespace))

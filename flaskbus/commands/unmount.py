@@ -65,18 +65,14 @@ def confirmed(text: str) -> bool:
 
 def question(where: Mount, views: Sequence[MountView]) -> str:
     """What is asked before a mount goes, with its partitions."""
-    owner, waiting, running = (
-        views[0].owner,
-        sum(one.waiting for one in views),
-        sum(one.running for one in views),
-    )
+    waiting, running = sum(one.waiting for one in views), sum(one.running for one in views)
     held = [
         f"{_count(number, 'request')} {what}"
         for number, what in ((waiting, "waiting"), (running, "running"))
         if number
     ]
     fate = f" with {' and '.join(held)}, to be answered at the deadline" if held else ""
-    return f"Unmount {where.name} of the app {owner or '(unknown)'}{fate}?"
+    return f"Unmount {where.name} of the app {views[0].owner or '(unknown)'}{fate}?"
 
 
 def _count(number: int, noun: str) -> str:

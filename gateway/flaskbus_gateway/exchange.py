@@ -251,7 +251,7 @@ class Exchange:
 
         Returns a frame where one came at the last moment.
         """
-        waited = self._board.now() - self.started
+        name, waited = self.state.mount.whole.name, self._board.now() - self.started
         outcome = await self.withdraw()
         if outcome == "finished":
             await self.replies.fetch()
@@ -259,21 +259,19 @@ class Exchange:
                 return self._pop()
         if outcome == "undelivered":
             if self.state.removed:
-                raise errors.UnknownMount(f"{self.state.mount.whole.name} is no longer mounted")
+                raise errors.UnknownMount(f"{name} is no longer mounted")
             if self.state.failing and not self.state.alive:
                 raise errors.NoAgent(
-                    f"the agents of {self.state.mount.whole.name} fail to start: {self.state.failing}",
+                    f"the agents of {name} fail to start: {self.state.failing}",
                     retry_after=5,
                 )
             if self.holding:
-                raise errors.NoAgent(
-                    f"no agent of {self.state.mount.whole.name} came within {waited:.1f} s", retry_after=5
-                )
+                raise errors.NoAgent(f"no agent of {name} came within {waited:.1f} s", retry_after=5)
             raise errors.DeadlineBeforeStart(
-                f"no agent of {self.state.mount.whole.name} was free within {waited:.1f} s", retry_after=1
+                f"no agent of {name} was free within {waited:.1f} s", retry_after=1
             )
         raise errors.DeadlineAfterDelivery(
-            f"{self.state.mount.whole.name} has not answered within {waited:.1f} s"
+            f"{name} has not answered within {waited:.1f} s"
             if outcome == "delivered"
             else self.distrust or f"what became of the request cannot be told ({outcome})"
         )

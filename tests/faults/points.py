@@ -50,7 +50,7 @@ POINTS = {
         "flaskbus_agent.delivery:Runner.decode", or_before="flaskbus_agent.delivery:Runner.plain"
     ),
     "agent: in the handler": Point("tests.faults.app:record", after=True),
-    "agent: reply left, not sent": Point("flaskbus_agent.lead:Lead.takes", after=True),
+    "agent: reply made, not sent": Point("flaskbus_agent.lead:Lead.takes", after=True),
     "agent: finish not sent": Point(
         "flaskbus_agent.outbox:Outbox.finish", or_before="flaskbus_agent.prompt:Prompt.reply"
     ),

@@ -40,7 +40,7 @@ FATES = {
     # A GET runs again unless it was answered; what a POST did, nobody knows.
     "agent: read, not begun": Fate((OK, 1), (UNKNOWN, 0)),
     "agent: in the handler": Fate((OK, 2), (UNKNOWN, 1)),
-    "agent: reply left, not sent": Fate((OK, 2), (UNKNOWN, 1)),
+    "agent: reply made, not sent": Fate((OK, 2), (UNKNOWN, 1)),
     "agent: finish not sent": Fate((OK, 2), (UNKNOWN, 1)),
     "agent: finish sent, not answered": Fate((OK, 1), (OK, 1)),
     # Its gateway is dead: nobody can be told, and nothing may be left.

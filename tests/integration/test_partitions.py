@@ -31,7 +31,7 @@ def fleet(tmp_path: Path, broker: Broker) -> Iterator[Fleet]:
 
 
 def split(fleet: Fleet, name: str, *options: str) -> None:
-    """An agent of all partitions, once it is ready in each."""
+    """An agent of all partitions, once it is ready in each, and the gateway routes to them."""
     agent = fleet.agent(name, *SPLIT, *options)
 
     def ready(part: Mount) -> bool:
@@ -40,6 +40,7 @@ def split(fleet: Fleet, name: str, *options: str) -> None:
         )
 
     eventually(lambda: all(map(ready, PARTS)), "every partition is served")
+    known(fleet, *PARTS)
 
 
 def known(fleet: Fleet, *parts: Mount) -> None:
@@ -70,7 +71,6 @@ def flaskbus(url: str, *words: str) -> str:
 def test_requests_take_turns_and_each_runs_once(fleet: Fleet) -> None:
     _, url = fleet.gateway()
     split(fleet, "first")
-    known(fleet, *PARTS)
     with Load([url], threads=4) as load:
         load.more(60)
     assert not load.bad()
@@ -104,7 +104,6 @@ def test_a_partition_that_nobody_serves_is_passed_over(fleet: Fleet) -> None:
     """
     _, url = fleet.gateway("--hold", "2")
     split(fleet, "all")
-    known(fleet, *PARTS)
     whole = fleet.agent("whole")
     with Load([url], threads=4) as load:
         load.more(20)
@@ -126,7 +125,6 @@ def test_repeats_of_a_key_find_each_other(fleet: Fleet) -> None:
     """Whatever turn it is: one of many runs, and all get its answer."""
     _, url = fleet.gateway()
     split(fleet, "keeps", "--idempotency-keys")
-    known(fleet, *PARTS)
 
     def post(_: int) -> httpx.Response:
         return httpx.post(f"{url}/fleet/once", headers={"Idempotency-Key": "k1"}, timeout=30)
@@ -141,7 +139,6 @@ def test_repeats_of_a_key_find_each_other(fleet: Fleet) -> None:
 def test_who_replaces_an_app_takes_all_its_queues(fleet: Fleet) -> None:
     _, url = fleet.gateway()
     split(fleet, "old")
-    known(fleet, *PARTS)
     with Load([url], threads=2) as load:
         load.more(10)
         new = fleet.agent("new", "--name", "new", "--replace")
@@ -177,7 +174,6 @@ def test_one_queue_alone(fleet: Fleet) -> None:
 def test_unmount_takes_the_partitions_along(fleet: Fleet) -> None:
     _, url = fleet.gateway()
     split(fleet, "first")
-    known(fleet, *PARTS)
     fleet.programs[1].end()
     assert flaskbus(fleet.url, "unmount", "/fleet", "--yes") == "/fleet is no longer mounted\n"
     known(fleet)
@@ -193,7 +189,6 @@ def test_an_agent_may_do_what_its_rules_say(fleet: Fleet, broker: Broker) -> Non
             _, url = fleet.gateway()
             fleet.url = broker.url.replace("//", "//split:right@")
             split(fleet, "fenced")
-            known(fleet, *PARTS)
             with Load([url], threads=2) as load:
                 load.more(20)
             assert not load.bad()
@@ -256,7 +251,6 @@ def test_one_signing_key_is_for_all_partitions(fleet: Fleet) -> None:
         timeout=60,
     ).stdout.strip()
     split(fleet, "signs", "--signing-key", key)
-    known(fleet, *PARTS)
     with Load([url], threads=2) as load:
         load.more(20)
     assert not load.bad()
